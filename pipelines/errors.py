@@ -1,0 +1,8 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """A user's mistake. The message names the file or key, what was found and what was expected.
+
+    The command line prints it without a traceback and exits with code 2; `--debug` shows the traceback.
+    """
