@@ -1,0 +1,68 @@
+"""Laws of pictures: pixels survive, grids place tiles where they belong, texts stay inside."""
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.pictures import GAP, save_grid, save_png, to_pil, to_uint8
+
+
+def test_uint8_survives_the_way_through_a_png(tmp_path):
+    image = torch.randint(0, 256, (3, 7, 9), dtype=torch.uint8)
+    save_png(tmp_path / "a.png", image, text={"label": "boot"})
+    with Image.open(tmp_path / "a.png") as back:
+        assert back.text == {"label": "boot"}
+        assert list(back.convert("RGB").tobytes()) == image.permute(1, 2, 0).flatten().tolist()
+
+
+def test_floats_are_rounded_to_the_nearest_level_and_clamped():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(levels / 255), levels)
+    assert to_uint8(torch.tensor([-1.0, 2.0])).tolist() == [0, 255]
+
+
+def test_the_mode_follows_the_channels():
+    assert (to_pil(torch.zeros(1, 4, 4)).mode, to_pil(torch.zeros(3, 4, 4)).mode) == ("L", "RGB")
+    with pytest.raises(ValueError, match=r"\(1 or 3, H, W\)"):
+        to_pil(torch.zeros(4, 4, 4))
+
+
+def test_tiles_lie_in_rows_in_their_order(tmp_path):
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 1, 5, 5) * 40
+    save_grid(tmp_path / "grid.png", images, columns=3, scale=1)
+    with Image.open(tmp_path / "grid.png") as grid:
+        step = 5 + GAP
+        centres = [grid.getpixel((GAP + c * step + 2, GAP + r * step + 2)) for r in range(2) for c in range(3)]
+        assert grid.mode == "L"
+    assert centres == [0, 40, 80, 120, 160, 200]
+
+
+def test_captions_and_labels_touch_no_tile(tmp_path):
+    images = torch.full((4, 3, 16, 16), 128, dtype=torch.uint8)
+    save_grid(
+        tmp_path / "g.png",
+        images,
+        columns=2,
+        captions=["a caption that is far too long"] * 4,
+        row_labels=["one", "two"],
+        column_labels=["left", "right"],
+        scale=2,
+    )
+    with Image.open(tmp_path / "g.png") as grid:
+        counts = {colour: n for n, colour in grid.convert("RGB").getcolors(1 << 20)}
+    assert counts[(128, 128, 128)] >= 4 * 32 * 32
+    assert len(counts) > 2  # and text was written
+
+
+@pytest.mark.parametrize(
+    ("images", "columns", "captions", "words"),
+    [
+        (torch.zeros(0, 1, 4, 4), 2, None, "at least one image"),
+        (torch.zeros(2, 1, 4, 4), 2, ["one"], "one caption an image"),
+        ([torch.zeros(1, 4, 4), torch.zeros(1, 5, 5)], 2, None, "one size"),
+    ],
+)
+def test_a_grid_that_cannot_be_laid_is_refused(tmp_path, images, columns, captions, words):
+    with pytest.raises(ValueError, match=words):
+        save_grid(tmp_path / "g.png", images, columns, captions)
+    assert list(tmp_path.iterdir()) == []
