@@ -1,0 +1,101 @@
+"""The folder that a recipe writes: what stands where, and when it may be continued."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel
+
+from pipelines.atomic import sync, write_json, write_text
+from pipelines.configuring import dump, read_yaml
+from pipelines.errors import UserError
+
+# These change how a run is watched or fed, never what it computes.
+FREE_KEYS = ("training.log_every", "training.save_every", "training.keep", "training.trackers", "data.workers", "output")
+
+
+class RunFolder:
+    """`recipe.yaml`, `metrics.jsonl`, `curves.png`, `pictures/`, `best/`, `last/`, `state/`, and `done.json` at the end."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "done.json").is_file()
+
+    def open(self, recipe: BaseModel, overwrite: bool) -> None:
+        """Claim the folder for `recipe`: a new one, or the same one to be continued.
+
+        Raises:
+            UserError: another recipe wrote this folder and `overwrite` is off; names the keys that differ.
+        """
+        written = self.path / "recipe.yaml"
+        if overwrite and written.is_file():
+            shutil.rmtree(self.path)
+        if written.is_file():
+            old = flat(read_yaml(written))
+            new = flat(yaml.safe_load(dump(recipe)))
+            differing = [
+                f"{key}: the run has {old.get(key)!r}, this recipe has {new.get(key)!r}"
+                for key in sorted(old.keys() | new.keys())
+                if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+            ]
+            if differing:
+                raise UserError(
+                    f"{self.path}: holds a run of another recipe. " + "; ".join(differing[:5]) + ". "
+                    "Choose another `output`, or start over with --overwrite"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: is not empty and not a run of smalti (no recipe.yaml); choose another `output`")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(written, dump(recipe))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / "done.json", summary)
+
+    def states(self) -> list[Path]:
+        """Complete resume states, oldest first."""
+        return sorted((self.path / "state").glob("step-*"))
+
+    def save_state(self, step: int, state: dict[str, Any], keep: int) -> None:
+        """Write the state of `step`, then drop all but the newest `keep`."""
+        folder = self.path / "state"
+        folder.mkdir(parents=True, exist_ok=True)
+        target, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        torch.save(state, temporary / "state.pt")
+        sync(temporary / "state.pt")
+        sync(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        sync(folder)
+        for old in self.states()[:-keep]:
+            shutil.rmtree(old)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest resume state on the CPU, or None at the very start."""
+        states = self.states()
+        if not states:
+            return None
+        try:
+            return torch.load(states[-1] / "state.pt", map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{states[-1] / 'state.pt'}: cannot be read ({error}); remove that folder to resume from an older state"
+            ) from error
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

@@ -1,0 +1,42 @@
+"""One process or many, CPU or GPU: the accelerator, the world-size check and the random streams."""
+
+import os
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+
+from pipelines.errors import UserError
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def start(precision: Precision = "no", accumulation: int = 1) -> Accelerator:
+    """The accelerator of this process. Codebook buffers are synchronised by the codebook itself, so DDP must not.
+
+    Raises:
+        UserError: a launcher started several processes that would each believe to be alone, or fp16 without a GPU.
+    """
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    keywords = DistributedDataParallelKwargs(broadcast_buffers=False)
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'no' or 'bf16' on a CPU")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=accumulation,
+        kwargs_handlers=[keywords],
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.num_processes != expected:
+        raise UserError(
+            f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} process(es): they would overwrite "
+            "each other. On CPUs start with `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
+        )
+    return accelerator
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Restart every random stream as a pure function of (seed, step, rank), so that resuming needs no saved state."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
+    set_seed(mixed % 2**32)
