@@ -1,8 +1,8 @@
 """The spec of a token dataset: what stage one promises and stage two believes.
 
-It holds what decides the tokens, nothing that is measured from them: the same spec means the same tokens, so its hash is
-written into every shard and tells a finished shard from a foreign one. Figures of a run (codes used, perplexity, PSNR,
-skipped images) stand in `manifest.json` and on the card.
+It holds what decides the tokens, nothing that is measured from them: the same spec means the same tokens, so its hash
+is written into every shard and tells a finished shard from a foreign one. Figures of a run (codes used, perplexity,
+PSNR, skipped images) stand in `manifest.json` and on the card.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipelines.configuring import validate
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
+from pipelines.run_folder import flat
 
 Unsigned = Literal["uint8", "uint16", "uint32"]
 
@@ -25,7 +26,7 @@ def narrowest(codebook_size: int) -> Unsigned:
 
 
 class TokenizerIdentity(BaseModel):
-    """Which tokenizer made the tokens. `fingerprint` covers preprocessing, encoder and codebook; the decoder is free."""
+    """Which tokenizer made the tokens. `fingerprint` covers preprocessing, encoder and codebook, not the decoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
@@ -61,9 +62,9 @@ class Source(BaseModel):
 class TokenSpec(BaseModel):
     """The canonical spec, written as `token_spec.json` and embedded in a prior's `config.json`.
 
-    `grid` is (h, w, q): rows, columns, codes a position. `order` says how codes become a row of h*w*q tokens: position by
-    position from the top left, the q codes of a position side by side. Values are 0 … codebook_size - 1 only; special
-    ids belong to the prior. `classes` names the labels, in order (None: no labels).
+    `grid` is (h, w, q): rows, columns, codes a position. `order` says how codes become a row of h*w*q tokens: position
+    by position from the top left, the q codes of a position side by side. Values are 0 … codebook_size - 1 only;
+    special ids belong to the prior. `classes` names the labels, in order (None: no labels).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,7 +87,8 @@ class TokenSpec(BaseModel):
         if min(self.grid) < 1 or self.grid[2] != self.num_codebooks:
             raise ValueError(f"grid {self.grid} must be positive and end in num_codebooks = {self.num_codebooks}")
         if self.dtype != narrowest(self.codebook_size):
-            raise ValueError(f"dtype of {self.codebook_size} codes is {narrowest(self.codebook_size)}, found {self.dtype}")
+            fitting = narrowest(self.codebook_size)
+            raise ValueError(f"dtype of {self.codebook_size} codes is {fitting}, found {self.dtype}")
         if self.shards.keys() != self.source.rows.keys():
             raise ValueError(f"shards are planned for {sorted(self.shards)}, rows given for {sorted(self.source.rows)}")
         return self
@@ -109,14 +111,14 @@ class TokenSpec(BaseModel):
         """
         if fingerprint != self.tokenizer.fingerprint:
             raise UserError(
-                f"{tokenizer} has fingerprint {fingerprint[:12]}…, but {tokens} were made by a tokenizer with fingerprint "
-                f"{self.tokenizer.fingerprint[:12]}… ({self.tokenizer.kind}, {self.codebook_size} codes, grid "
-                f"{'x'.join(map(str, self.grid))}): they do not belong together"
+                f"{tokenizer} has fingerprint {fingerprint[:12]}…, but {tokens} were made by a tokenizer with "
+                f"fingerprint {self.tokenizer.fingerprint[:12]}… ({self.tokenizer.kind}, {self.codebook_size} codes, "
+                f"grid {'x'.join(map(str, self.grid))}): they do not belong together"
             )
 
     def check_same_codes(self, other: "TokenSpec", here: str, there: str) -> None:
-        """Raise UserError unless a model of one spec understands the tokens of the other: same tokenizer, codes, grid and
-        classes. Source, shards and compute may differ (another split, another data set of the same tokenizer).
+        """Raise UserError unless a model of one spec understands the tokens of the other: same tokenizer, codes, grid
+        and classes. Source, shards and compute may differ (another data set, encoded by the same tokenizer).
         """
         for name in ("codebook_size", "grid", "order", "classes"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -127,19 +129,13 @@ class TokenSpec(BaseModel):
 
 def differences(found: TokenSpec, expected: TokenSpec) -> list[str]:
     """The fields in which two specs differ, in words: `compute.torch: found '2.9', expected '2.15'`."""
-    mine, theirs = _flat(found.model_dump(mode="json")), _flat(expected.model_dump(mode="json"))
+    mine, theirs = flat(found.model_dump(mode="json")), flat(expected.model_dump(mode="json"))
     absent = object()
     return [
         f"{key}: found {_shown(mine.get(key, None))}, expected {_shown(theirs.get(key, None))}"
         for key in sorted(mine.keys() | theirs.keys())
         if mine.get(key, absent) != theirs.get(key, absent)
     ]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def _shown(value: Any) -> str:

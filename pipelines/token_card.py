@@ -1,0 +1,73 @@
+"""The README.md of a token dataset: what `datasets` and the hub read, and a table for people."""
+
+from pathlib import Path
+
+import yaml
+
+from pipelines.atomic import write_text
+from pipelines.token_manifest import Manifest
+from pipelines.token_shards import features
+from pipelines.token_spec import TokenSpec
+
+
+def write_card(folder: Path, spec: TokenSpec, manifest: Manifest) -> None:
+    """Write the card. `load_dataset` takes configs and features from its YAML; `vq_tokens` repeats the spec and the
+    figures, which no field of `datasets` could hold (`DatasetCard.load(folder).data` has them).
+    """
+    splits = {name: split for name, split in manifest.splits.items() if split.rows}
+    front = {
+        "tags": ["image-tokens", "vq_tokens"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
+            }
+        ],
+        "dataset_info": {
+            "features": features(spec)._to_yaml_list(),
+            "splits": [
+                {"name": name, "num_bytes": sum(shard.bytes for shard in split.shards), "num_examples": split.rows}
+                for name, split in splits.items()
+            ],
+        },
+        "vq_tokens": {
+            **spec.model_dump(mode="json"),
+            "spec_sha256": spec.sha256,
+            "digest": manifest.digest,
+            "stats": {n: s.stats.model_dump(mode="json") for n, s in splits.items() if s.stats is not None},
+        },
+    }
+    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
+    write_text(folder / "README.md", f"---\n{header}---\n\n{_body(folder, spec, manifest)}")
+
+
+def _body(folder: Path, spec: TokenSpec, manifest: Manifest) -> str:
+    height, width, depth = spec.grid
+    rows = "\n".join(
+        f"| {name} | {split.rows:,} | {len(split.skipped)} | "
+        + (
+            f"{split.stats.codes_used} | {split.stats.perplexity:.1f} | {split.stats.unigram_bits:.3f} | "
+            f"{split.stats.psnr_db:.2f} ({split.stats.psnr_images} images) | {split.stats.verdict} |"
+            if split.stats is not None
+            else "| | | | |"
+        )
+        for name, split in manifest.splits.items()
+    )
+    picture = "![Images above, their tokens decoded below](reconstructions.png)\n\n"
+    return f"""# Image tokens
+
+Each row is one {spec.preprocess.size} x {spec.preprocess.size} image as {spec.tokens_per_image} tokens: a grid of
+{height} x {width} positions with {depth} of {spec.codebook_size} codes each, raster order. Written by `smalti encode`.
+
+| split | rows | skipped | codes used | perplexity | unigram bits a token | PSNR, dB | codebook |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+{picture if (folder / "reconstructions.png").is_file() else ""}```python
+from datasets import load_dataset
+rows = load_dataset("path/of/this/folder").with_format("numpy", dtype="{spec.dtype}")
+```
+
+`smalti decode path/of/this/folder/tokenizer path/of/this/folder` turns tokens back into pictures.
+The tokenizer's fingerprint is `{spec.tokenizer.fingerprint}`.
+"""
