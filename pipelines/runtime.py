@@ -1,19 +1,24 @@
 """One process or many, CPU or GPU: the accelerator, the world-size check and the random streams."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
 from pipelines.errors import UserError
+from pipelines.tracking import Tracker, check_trackers
 
 Precision = Literal["no", "bf16", "fp16"]
 
 
-def start(precision: Precision = "no", accumulation: int = 1) -> Accelerator:
+def start(precision: Precision = "no", trackers: tuple[Tracker, ...] = (), folder: Path | None = None) -> Accelerator:
     """The accelerator of this process. Codebook buffers are synchronised by the codebook itself, so DDP must not.
+
+    `trackers` write into or beside `folder`.
 
     Raises:
         UserError: a launcher started several processes that would each believe to be alone, or fp16 without a GPU.
@@ -22,9 +27,13 @@ def start(precision: Precision = "no", accumulation: int = 1) -> Accelerator:
     keywords = DistributedDataParallelKwargs(broadcast_buffers=False)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'no' or 'bf16' on a CPU")
+    check_trackers(trackers)
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # a chain of recipes may ask for one precision after another
     accelerator = Accelerator(
         mixed_precision=precision,
-        gradient_accumulation_steps=accumulation,
+        log_with=list(trackers) or None,
+        project_dir=str(folder) if folder else None,
         kwargs_handlers=[keywords],
         step_scheduler_with_optimizer=False,
     )
@@ -33,6 +42,8 @@ def start(precision: Precision = "no", accumulation: int = 1) -> Accelerator:
             f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} process(es): they would overwrite "
             "each other. On CPUs start with `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
         )
+    if trackers:
+        accelerator.init_trackers("smalti")
     return accelerator
 
 

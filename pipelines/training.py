@@ -198,7 +198,10 @@ def train(
                 save(done)
             meter.advance()
     if main:
-        job.publish({name: runner.published for name, runner in runners.items()}, folder.path / "last")
+        published = {name: runner.published for name, runner in runners.items()}
+        if not figures:  # killed after the last state, before the folder was finished
+            figures = job.validate(published)
+        job.publish(published, folder.path / "last")
         folder.finish({"steps": config.steps, "best": {job.watched: best}, "validation": figures})
     accelerator.end_training()
     accelerator.wait_for_everyone()

@@ -1,0 +1,5 @@
+"""`python -m pipelines …` is `smalti …`."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""The recipes of the two stages. The knobs stand beside their owners; here they are put together."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipelines.configuring import find_recipe, override, read_yaml, validate
+from pipelines.data import DataConfig
+from pipelines.errors import UserError
+from pipelines.training import TrainingConfig
+from prior import TransformerConfig
+from tokenizer import AutoencoderConfig, ObjectiveConfig
+
+
+class TokenizerRecipe(BaseModel):
+    """Stage one. `model.image_size` and `model.channels` follow `data.preprocess` where the recipe leaves them out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["tokenizer"] = "tokenizer"
+    output: Path
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    model: AutoencoderConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_preprocess(cls, content: Any) -> Any:
+        match content:
+            case {"model": dict(model), "data": {"preprocess": {"size": size, **rest}}}:
+                channels = 3 if rest.get("mode", "RGB") == "RGB" else 1
+                return {**content, "model": {"image_size": size, "channels": channels, **model}}
+        return content
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        prepared = (self.data.preprocess.size, self.data.preprocess.channels)
+        if prepared != (self.model.image_size, self.model.channels):
+            raise ValueError(
+                f"data.preprocess gives size {prepared[0]} with {prepared[1]} channel(s), model.image_size and "
+                f"model.channels are {self.model.image_size} and {self.model.channels}; expected the same"
+            )
+        return self
+
+
+class PriorRecipe(BaseModel):
+    """Stage two, on a token dataset. `condition: label` needs tokens that carry labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["prior"] = "prior"
+    output: Path
+    seed: int = Field(0, ge=0)
+    tokens: Path
+    condition: Literal["none", "label"] = "none"
+    condition_dropout: float = Field(0.1, ge=0, lt=1)
+    transformer: TransformerConfig = TransformerConfig()
+    training: TrainingConfig
+
+
+Recipe = TokenizerRecipe | PriorRecipe
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A tokenizer or prior recipe from YAML with overrides.
+
+    Raises:
+        UserError: as `read_yaml`, `override` and `validate`; or the kind is neither of the two.
+    """
+    path = find_recipe(path)
+    content = override(read_yaml(path), overrides or [])
+    match content.get("kind"):
+        case "tokenizer":
+            return validate(TokenizerRecipe, content, path)
+        case "prior":
+            return validate(PriorRecipe, content, path)
+        case "pipeline":
+            raise UserError(f"{path}: kind: found 'pipeline'; `smalti run {path}` runs it, `smalti train` takes tokenizer or prior")
+        case other:
+            raise UserError(f"{path}: kind: found {other!r}, expected 'tokenizer' or 'prior' (or 'pipeline' for `smalti run`)")

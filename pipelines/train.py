@@ -1,0 +1,142 @@
+"""The two stages handed to the loop: their phases, their batches, what is validated, published and drawn."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from pipelines import runtime
+from pipelines.checkpoint import save_prior, save_tokenizer
+from pipelines.data import open_images
+from pipelines.data.loader import ordered_loader, training_loader
+from pipelines.data.sampler import batch_indices
+from pipelines.evaluate.fidelity import psnr
+from pipelines.pictures import save_grid
+from pipelines.recipes import PriorRecipe, Recipe, TokenizerRecipe
+from pipelines.run_folder import RunFolder
+from pipelines.token_dataset import TokenDataset
+from pipelines.training import Batch, Job, Phase, train
+from prior import PriorConfig, PriorPhase, SamplingOptions, TokenPrior, Vocabulary, generate, sequence_bits
+from prior.baselines import UnigramBigram
+from tokenizer import Autoencoder, AutoencoderPhase
+from tokenizer.codebook_health import CodeUsage
+
+
+def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
+    """Run a recipe, or continue it; a finished one is left as it is.
+
+    Raises:
+        UserError: the output folder holds another recipe's run, or the recipe does not fit its data.
+    """
+    folder = RunFolder(recipe.output)
+    trackers = recipe.training.trackers
+    accelerator = runtime.start(recipe.training.precision, trackers, folder.path if trackers else None)
+    with accelerator.main_process_first():
+        folder.open(recipe, overwrite and accelerator.is_main_process)
+    if folder.finished:
+        accelerator.print(f"{folder.path}: finished; nothing to do (--overwrite starts over)")
+        return folder
+    torch.manual_seed(recipe.seed)  # the initial weights
+    match recipe:
+        case TokenizerRecipe():
+            phases, job = _tokenizer_job(recipe, folder)
+        case PriorRecipe():
+            phases, job = _prior_job(recipe, folder)
+    train(folder, phases, recipe.training, recipe.seed, job, accelerator)
+    return folder
+
+
+def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str, Phase], Job]:
+    images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
+    rows, size = range(min(len(held_out), recipe.training.validation_rows)), recipe.training.batch_size
+
+    def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
+        steps = recipe.training.steps
+        yield from training_loader(images, recipe.seed, size, rank, world, start, steps)
+
+    def validate(modules: Mapping[str, nn.Module]) -> dict[str, float]:
+        phase = cast(AutoencoderPhase, modules["tokenizer"])
+        device = next(phase.parameters()).device
+        model, seen, totals = phase.model, 0, {}
+        usage = CodeUsage(model.num_codes, model.grid[2]) if model.num_codes is not None else None
+        for examples in ordered_loader(held_out, rows, size):
+            pictures = torch.stack([example.image for example in examples]).to(device)
+            for name, value in phase({"image": pictures}, recipe.training.steps)[1].items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(examples)
+            seen += len(examples)
+            if usage:
+                usage.update(model.encode(pictures).codes)
+        totals.pop("perplexity_batch", None)
+        figures = {name: total / seen for name, total in totals.items()}
+        if usage:
+            health = usage.report()
+            figures |= {"usage": health.usage, "perplexity": health.perplexity}
+        return figures
+
+    def publish(modules: Mapping[str, nn.Module], target: Path) -> None:
+        phase = cast(AutoencoderPhase, modules["tokenizer"])
+        save_tokenizer(target, phase.model, recipe.data.preprocess, card=_card(recipe, "tokenizer"))
+
+    def draw(modules: Mapping[str, nn.Module], step: int) -> None:
+        model = cast(AutoencoderPhase, modules["tokenizer"]).model
+        examples = next(iter(ordered_loader(held_out, range(min(16, len(held_out))), 16)))
+        originals = torch.stack([example.image for example in examples])
+        device = next(model.parameters()).device
+        rebuilt = model.reconstruct(originals.to(device)).cpu()
+        pairs = [tile for half in (slice(0, 8), slice(8, 16)) for tile in (*originals[half], *rebuilt[half])]
+        save_grid(folder.path / "pictures" / f"reconstructions-{step:08d}.png", pairs, columns=8)
+        if model.num_codes is None:
+            drawn = model.sample(32, torch.Generator(device).manual_seed(recipe.seed)).cpu()
+            save_grid(folder.path / "pictures" / f"samples-{step:08d}.png", drawn, columns=8)
+
+    phase = AutoencoderPhase(Autoencoder(recipe.model), recipe.objective)
+    return {"tokenizer": Phase(phase, recipe.training.optimizer)}, Job(batches, validate, publish, draw, watched="loss")
+
+
+def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase], Job]:
+    dataset = TokenDataset.open(recipe.tokens)
+    tokenizer = load_tokenizer(dataset.tokenizer_folder)
+    dataset.spec.check_tokenizer(tokenizer.fingerprint)
+    refuse_collapsed(dataset)
+    tokens, held_out = dataset.split("train"), dataset.split("validation")
+    classes = _classes(recipe, dataset)
+    rows, size = range(min(len(held_out), recipe.training.validation_rows)), recipe.training.batch_size
+    spec = dataset.spec
+    baseline = UnigramBigram(spec.codebook_size).fit(torch.from_numpy(tokens.tokens.astype("int64")).view(-1, *spec.grid))
+    anchors = baseline.bits_per_token(held_out.batch(rows)["codes"])
+
+    def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
+        share = size // world
+        for step in range(start, recipe.training.steps):
+            indices = batch_indices(recipe.seed, step, size, len(tokens))
+            yield tokens.batch(indices[rank * share : (rank + 1) * share])
+
+    def validate(modules: Mapping[str, nn.Module]) -> dict[str, float]:
+        prior = cast(PriorPhase, modules["prior"]).prior
+        bits = 0.0
+        for part in itertools.batched(rows, size) if hasattr(itertools, "batched") else _batched(rows, size):
+            batch = {name: value.to(prior.device) for name, value in held_out.batch(part).items()}
+            bits += sequence_bits(prior, batch["codes"], batch["label"] if classes else None).sum().item()
+        per_token = bits / len(rows) / spec.tokens_per_image
+        return {"bits_per_token": per_token, "unigram_bits": anchors.unigram, "bigram_bits": anchors.bigram}
+
+    def publish(modules: Mapping[str, nn.Module], target: Path) -> None:
+        save_prior(target, cast(PriorPhase, modules["prior"]).prior, spec, classes, card=_card(recipe, "prior"))
+
+    def draw(modules: Mapping[str, nn.Module], step: int) -> None:
+        prior = cast(PriorPhase, modules["prior"]).prior
+        labels = torch.arange(32, device=prior.device) % len(classes) if classes else None
+        drawn = generate(prior, labels, SamplingOptions(), seeds=range(32))
+        pictures = tokenizer.model.decode_codes(drawn.codes.cpu())
+        names = [classes[int(label)] for label in labels] if classes and labels is not None else None
+        save_grid(folder.path / "pictures" / f"samples-{step:08d}.png", pictures, columns=8, captions=names)
+
+    vocabulary = Vocabulary(num_codes=spec.codebook_size, grid=spec.grid, num_classes=len(classes) if classes else None)
+    config = PriorConfig(
+        vocabulary=vocabulary, transformer=recipe.transformer, condition_dropout=recipe.condition_dropout
+    )
+    phase = Phase(PriorPhase(TokenPrior(config)), recipe.training.optimizer)
+    return {"prior": phase}, Job(batches, validate, publish, draw, watched="bits_per_token")
