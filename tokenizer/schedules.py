@@ -1,0 +1,92 @@
+"""Numbers that change while training runs: pure functions of the step, so a resumed run needs no schedule state."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Constant(BaseModel):
+    """The same value at every step. In a recipe a bare number means this."""
+
+    model_config = FROZEN
+    kind: Literal["constant"] = "constant"
+    value: float
+
+    def at(self, step: int) -> float:
+        return self.value
+
+
+class Linear(BaseModel):
+    """`start` until step `begin`, then a straight line that reaches `end` after `steps` steps and stays there."""
+
+    model_config = FROZEN
+    kind: Literal["linear"] = "linear"
+    start: float
+    end: float
+    begin: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+
+    def at(self, step: int) -> float:
+        return _between(self.start, self.end, _progress(step - self.begin, self.steps))
+
+
+class Cosine(BaseModel):
+    """As `Linear`, along half a cosine wave: flat at both ends."""
+
+    model_config = FROZEN
+    kind: Literal["cosine"] = "cosine"
+    start: float
+    end: float
+    begin: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+
+    def at(self, step: int) -> float:
+        progress = _progress(step - self.begin, self.steps)
+        return _between(self.start, self.end, (1 - math.cos(math.pi * progress)) / 2)
+
+
+class Cyclical(BaseModel):
+    """In each period a ramp from `start` to `end`, then `end` (Fu et al. 2019, arXiv 1903.10145, eq. 6).
+
+    `ramp` is the fraction of a period spent rising (R there); after `cycles` periods (None: never) it stays at `end`.
+    """
+
+    model_config = FROZEN
+    kind: Literal["cyclical"] = "cyclical"
+    start: float
+    end: float
+    begin: int = Field(default=0, ge=0)
+    period: int = Field(gt=0)
+    ramp: float = Field(default=0.5, gt=0, le=1)
+    cycles: int | None = Field(default=None, gt=0)
+
+    def at(self, step: int) -> float:
+        cycle, position = divmod(max(step - self.begin, 0), self.period)
+        if self.cycles is not None and cycle >= self.cycles:
+            return self.end
+        return _between(self.start, self.end, _progress(position, self.ramp * self.period))
+
+
+def _progress(step: int, steps: int | float) -> float:
+    return min(max(step / steps, 0.0), 1.0)
+
+
+def _between(start: float, end: float, fraction: float) -> float:
+    return end if fraction == 1 else start + (end - start) * fraction  # the end exactly, not up to rounding
+
+
+def _bare_number(value: Any) -> Any:
+    """YAML reads `1e-3` as a string, so strings count as numbers here; `Constant` then refuses the others by name."""
+    number = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return {"kind": "constant", "value": value} if number else value
+
+
+_Kinds = Annotated[Constant | Linear | Cosine | Cyclical, Field(discriminator="kind")]
+Schedule = Annotated[
+    Constant | Linear | Cosine | Cyclical,
+    Field(discriminator="kind"),
+    BeforeValidator(_bare_number, json_schema_input_type=float | _Kinds),
+]
