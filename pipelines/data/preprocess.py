@@ -1,0 +1,106 @@
+"""From any picture to the square uint8 tensor that the recipe asks for. Part of a tokenizer's identity."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+INTERPOLATION = {
+    "nearest": InterpolationMode.NEAREST_EXACT,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+}
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class Preprocess(BaseModel):
+    """Colour, size and shape of what the encoder sees: uint8, channels first, values 0 … 255.
+
+    `crop`: "center" takes the largest centred square, "none" stretches, "pad" fits the whole picture and fills the rest
+    with `alpha`. `alpha` is also the ground (red, green, blue) on which transparent pixels are laid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    mode: Literal["L", "RGB"] = "RGB"
+    size: int = Field(ge=1)
+    resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+    crop: Literal["center", "none", "pad"] = "center"
+    alpha: tuple[Byte, Byte, Byte] = (255, 255, 255)
+    exif: bool = True
+
+    @property
+    def channels(self) -> Literal[1, 3]:
+        return 1 if self.mode == "L" else 3
+
+
+def apply(image: Image.Image, config: Preprocess) -> UInt8[Tensor, "c size size"]:
+    """One picture, prepared: EXIF orientation, depth and colour, then crop and resize. No work where nothing is to do.
+
+    Sixteen-bit grey keeps its upper byte. Grey from colour is ITU-R 601 luma. Cropping comes before resizing, which for
+    the largest square is the same picture for less work.
+
+    Raises:
+        ValueError: a floating point picture, whose range nobody knows.
+        OSError and others: whatever PIL finds wrong with the file when the pixels are decoded here.
+    """
+    if config.exif and (image.format is not None or "exif" in image.info):
+        image = ImageOps.exif_transpose(image)
+    image = to_mode(image, config.mode, config.alpha)
+    pixels = torch.from_numpy(np.array(image))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return to_square(pixels, config)
+
+
+def to_mode(image: Image.Image, mode: Literal["L", "RGB"], ground: tuple[int, int, int]) -> Image.Image:
+    """Eight bits a channel, transparency laid on `ground`, then grey or RGB."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise ValueError("a floating point picture (mode F) has no known range of values")
+    if image.mode.startswith("I"):  # I;16, I;16B, and I, which PIL uses for 16-bit files too
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image)
+    if image.mode in ("P", "PA"):  # by way of RGB, because the palette may be in any mode
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def to_square(pixels: UInt8[Tensor, "*n c h w"], config: Preprocess) -> UInt8[Tensor, "*n c size size"]:
+    """Crop, pad or stretch to size x size."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == (config.size, config.size):
+        return pixels
+    target = (config.size, config.size)
+    if config.crop == "center" and height != width:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[..., top : top + side, left : left + side]
+    elif config.crop == "pad" and height != width:
+        longest = max(height, width)
+        target = (max(1, round(height * config.size / longest)), max(1, round(width * config.size / longest)))
+    if pixels.shape[-2:] != target:
+        mode = INTERPOLATION[config.resample]
+        pixels = transforms.resize(pixels, list(target), interpolation=mode, antialias=config.antialias)
+    if target != (config.size, config.size):
+        pixels = _padded(pixels, config)
+    return pixels.contiguous()
+
+
+def _padded(pixels: Tensor, config: Preprocess) -> Tensor:
+    height, width = pixels.shape[-2:]
+    ground = Image.new("RGB", (1, 1), config.alpha).convert(config.mode).getpixel((0, 0))
+    fill = torch.tensor(ground, dtype=torch.uint8).reshape(-1, 1, 1)
+    square = fill.expand(*pixels.shape[:-2], config.size, config.size).clone()
+    top, left = (config.size - height) // 2, (config.size - width) // 2
+    square[..., top : top + height, left : left + width] = pixels
+    return square

@@ -1,0 +1,234 @@
+"""Pictures drawn on demand, with label, caption and ground truth: one or two plain shapes on a plain ground.
+
+Every scene is a pure function of (seed, split, index). Positions are fractions of the picture, from the top left. In a
+scene of two objects the first is large, the second small and of another colour; they never touch.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from pipelines.data.counter_random import uniforms
+from pipelines.data.dataset import Facts, FastPath, Split
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (34, 150, 60),
+    "blue": (31, 90, 214),
+    "yellow": (240, 190, 0),
+    "purple": (150, 60, 190),
+    "black": (30, 30, 30),
+}
+GROUNDS = {
+    "white": (248, 248, 248),
+    "pale grey": (206, 206, 206),
+    "pale pink": (250, 216, 224),
+    "pale blue": (206, 226, 250),
+}
+RADII = {"small": 0.12, "large": 0.20}  # of the picture's side
+CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
+
+# Geometry at radius 1: about equal areas. Half side of the square, circumradius of the triangle, half length and half
+# width of the cross's bars. The origin of each shape is its centroid.
+SQUARE, TRIANGLE, BAR, BAR_WIDTH = 0.89, 1.3, 1.08, 0.40
+SIDE = np.sqrt(0.75)
+# Extent of each shape from its origin to the left and right, up, down.
+EXTENTS = np.array(
+    [(1.0, 1.0, 1.0), (SQUARE, SQUARE, SQUARE), (TRIANGLE * SIDE, TRIANGLE, TRIANGLE / 2), (BAR, BAR, BAR)]
+)
+MARGIN, GAP = 0.03, 0.05
+TRIES = 16
+
+_PALETTE = np.array(list(COLOURS.values()), np.float32)
+_GROUNDS = np.array(list(GROUNDS.values()), np.float32)
+
+
+class ShapesConfig(BaseModel):
+    """`train`, `validation`, `test`: images in each split. `two_objects`: the share of scenes with a second object."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["shapes"] = "shapes"
+    seed: int = 0
+    train: int = Field(default=20_000, ge=1)
+    validation: int = Field(default=1_000, ge=1)
+    test: int = Field(default=1_000, ge=1)
+    two_objects: float = Field(default=0.5, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; `objects` are ordered by size, the primary one first."""
+
+    ground: str
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def label(self) -> int:
+        """Class of the primary object, an index into CLASSES."""
+        return CLASSES.index(f"{self.objects[0].colour} {self.objects[0].shape}")
+
+    @property
+    def caption(self) -> str:
+        return " and ".join(f"a {thing}" for thing in self.objects) + f" on a {self.ground} ground"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """n scenes as arrays; the object axis is (primary, second), `count` says how many are there. Indices are into
+    SHAPES, COLOURS, GROUNDS; `radius` and `centre` (x, y of the centroid) are fractions of the picture's side.
+    """
+
+    ground: NDArray[np.int64]
+    count: NDArray[np.int64]
+    shape: NDArray[np.int64]
+    colour: NDArray[np.int64]
+    radius: NDArray[np.float64]
+    centre: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.ground)
+
+    def scene(self, i: int) -> Scene:
+        shapes, colours, grounds = SHAPES, tuple(COLOURS), tuple(GROUNDS)
+        objects = (
+            SceneObject(
+                shapes[self.shape[i, j]],
+                colours[self.colour[i, j]],
+                "large" if self.radius[i, j] == RADII["large"] else "small",
+                round(float(self.centre[i, j, 0]), 4),
+                round(float(self.centre[i, j, 1]), 4),
+            )
+            for j in range(self.count[i])
+        )
+        return Scene(grounds[self.ground[i]], tuple(objects))
+
+
+def plan(config: ShapesConfig, split: Split, indices: NDArray[np.int64]) -> Scenes:
+    """The scenes of these rows of a split; row i is the same whatever the other rows are."""
+    u = uniforms((config.seed, "shapes", split), indices, 7 + 4 * TRIES)
+    pick = lambda column, choices: (u[:, column] * choices).astype(np.int64)  # noqa: E731
+    two = u[:, 0] < config.two_objects
+    shape = np.stack([pick(1, len(SHAPES)), pick(2, len(SHAPES))], 1)
+    first = pick(3, len(COLOURS))
+    colour = np.stack([first, (first + 1 + pick(4, len(COLOURS) - 1)) % len(COLOURS)], 1)
+    large = np.stack([two | (u[:, 5] < 0.5), np.zeros_like(two)], 1)
+    radius = np.where(large, RADII["large"], RADII["small"])
+    centre = _place(u[:, 7:].reshape(-1, TRIES, 2, 2), EXTENTS[shape] * radius[..., None], two)
+    return Scenes(pick(6, len(GROUNDS)), 1 + two, shape, colour, radius, centre)
+
+
+def _place(u: NDArray[np.float64], extents: NDArray[np.float64], two: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Centres (n, 2, 2): the first of the tries u (n, tries, object, xy) whose boxes keep their distance; where none
+    does, opposite corners. Scenes of one object take their first try.
+    """
+    side, up, down = np.moveaxis(extents, -1, 0)
+    low = MARGIN + np.stack([side, up], -1)
+    high = 1 - MARGIN - np.stack([side, down], -1)
+    u[:, -1] = np.array([[0.0, 0.0], [1.0, 1.0]])
+    tried = low[:, None] + u * (high - low)[:, None]
+    apart = tried[:, :, 1] - tried[:, :, 0]
+    beside = np.abs(apart[..., 0]) >= side.sum(1)[:, None] + GAP
+    below = apart[..., 1] >= (down[:, 0] + up[:, 1])[:, None] + GAP
+    above = -apart[..., 1] >= (up[:, 0] + down[:, 1])[:, None] + GAP
+    chosen = np.where(two, np.argmax(beside | below | above, axis=1), 0)
+    return tried[np.arange(len(tried)), chosen]
+
+
+def coverage(shape: int, radius: NDArray[np.float64], centre: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """(n, size, size) share of each pixel that a shape covers: half a pixel minus the signed distance to its outline.
+
+    `radius` (n,) and `centre` (n, 2) are fractions of the picture's side.
+    """
+    grid = np.arange(size, dtype=np.float32) + 0.5
+    x = (grid - (centre[:, 0, None] * size).astype(np.float32))[:, None, :]
+    y = (grid - (centre[:, 1, None] * size).astype(np.float32))[:, :, None]
+    r = (radius * size).astype(np.float32)[:, None, None]
+    match SHAPES[shape]:
+        case "circle":
+            distance = np.sqrt(x * x + y * y) - r
+        case "square":
+            distance = np.maximum(np.abs(x), np.abs(y)) - SQUARE * r
+        case "triangle":
+            inradius = r * np.float32(TRIANGLE / 2)
+            distance = np.maximum(y, np.abs(x) * np.float32(SIDE) - 0.5 * y) - inradius
+        case _:
+            x, y, bar, width = np.abs(x), np.abs(y), BAR * r, BAR_WIDTH * r
+            distance = np.minimum(np.maximum(x - bar, y - width), np.maximum(x - width, y - bar))
+    return np.clip(0.5 - distance, 0, 1, dtype=np.float32)
+
+
+def draw(scenes: Scenes, size: int) -> UInt8[Tensor, "n 3 size size"]:
+    """Antialiased pictures of the scenes."""
+    pictures = np.empty((len(scenes), 3, size, size), np.float32)
+    pictures[:] = _GROUNDS[scenes.ground][:, :, None, None]
+    for j in range(2):
+        for shape in range(len(SHAPES)):
+            rows = np.flatnonzero((scenes.shape[:, j] == shape) & (scenes.count > j))
+            if len(rows):
+                paint = _PALETTE[scenes.colour[rows, j]][:, :, None, None]
+                cover = coverage(shape, scenes.radius[rows, j], scenes.centre[rows, j], size)[:, None]
+                under = pictures[rows]
+                pictures[rows] = under + cover * (paint - under)
+    return torch.from_numpy(np.rint(pictures).astype(np.uint8))
+
+
+class Shapes:
+    """A split of the shapes, drawn at `size` pixels. It is its own fast path."""
+
+    def __init__(self, config: ShapesConfig, split: Split, size: int):
+        self.config, self.shape = config, (3, size, size)
+        self.split: Split = split
+        self.classes: list[str] | None = list(CLASSES)
+        self.provenance = {"kind": "shapes", "split": split, "seed": config.seed}
+        self.fast: FastPath | None = self
+
+    def __len__(self) -> int:
+        return {"train": self.config.train, "validation": self.config.validation, "test": self.config.test}[self.split]
+
+    def key(self, row: int) -> str:
+        return f"shapes-{self.split}-{row:06d}"
+
+    def _plan(self, rows: Tensor) -> Scenes:
+        return plan(self.config, self.split, rows.numpy())
+
+    def read(self, row: int) -> tuple[Image.Image, Facts]:
+        rows = torch.tensor([row])
+        return Image.fromarray(self.pixels(rows)[0].permute(1, 2, 0).numpy()), self.facts(rows)[0]
+
+    def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
+        return draw(self._plan(rows), self.shape[1])
+
+    def labels(self, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        scenes = self._plan(rows)
+        return torch.from_numpy(scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0])
+
+    def facts(self, rows: Int64[Tensor, " n"]) -> list[Facts]:
+        scenes = self._plan(rows)
+        found = (scenes.scene(i) for i in range(len(scenes)))
+        return [
+            Facts(self.key(row), scene.label, scene.caption, scene.as_dict())
+            for row, scene in zip(rows.tolist(), found, strict=True)
+        ]
