@@ -69,7 +69,8 @@ def decode(
                 images = tokenizer.model.decode_codes(rows.batch(wanted)["codes"].to(device)).cpu()
                 overview += [image for i, image in zip(wanted, images, strict=True) if i < GRID]
                 for i, image in zip(wanted, images, strict=True):
-                    save_png(pictures[i], image, text={"key": rows.keys[i]})
+                    if overwrite or not pictures[i].is_file():
+                        save_png(pictures[i], image, text={"key": rows.keys[i]})
             meter.advance(stop - start)
     save_grid(grid, overview, columns=8)
     write_json(output / "decoded.json", {**job, "rows": count})
@@ -96,10 +97,12 @@ def _weights(tokenizer: LoadedTokenizer) -> str:
 def _finished(output: Path, job: dict[str, Any], count: int, overwrite: bool) -> bool:
     """Whether `output` holds this job; UserError when it holds anything else."""
     note = output / "decoded.json"
-    if overwrite or not output.exists() or not any(output.iterdir()):
+    if not output.exists() or not any(output.iterdir()):
         return False
     if not note.is_file():
         raise UserError(f"{output}: is not empty and was not written by `smalti decode`; choose another --output")
+    if overwrite:
+        return False
     try:
         written = json.loads(note.read_text())
         done = written.pop("rows")

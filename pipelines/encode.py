@@ -67,8 +67,7 @@ def encode(
     output = Path(output)
     accelerator = runtime.start()
     tokenizer = load_tokenizer(tokenizer_folder, accelerator.device)
-    data = _prepared_as(tokenizer, data)
-    lenient = data.model_copy(update={"on_unreadable": "skip"})  # a refusal comes with the image, not from a first look
+    lenient = _prepared_as(tokenizer, data)
     datasets = {split: open_images(lenient, split) for split in splits}
     spec = build_spec(tokenizer, data, datasets, num_shards, accelerator.device)
     complete = _claim(output, spec, overwrite)
@@ -174,12 +173,14 @@ def codebook_sha256(model: Autoencoder) -> str:
 
 
 def _prepared_as(tokenizer: LoadedTokenizer, data: DataConfig) -> DataConfig:
-    if "preprocess" in data.model_fields_set and data.preprocess != tokenizer.preprocess:
-        raise UserError(
-            f"data.preprocess: found {data.preprocess.model_dump()}, but {tokenizer.folder} was trained on "
-            f"{tokenizer.preprocess.model_dump()}; leave data.preprocess out to use the tokenizer's"
-        )
-    return data.model_copy(update={"preprocess": tokenizer.preprocess})
+    found, expected = data.preprocess.model_dump(), tokenizer.preprocess.model_dump()
+    wrong = [
+        f"{key}: found {found[key]!r}, expected {value!r}" for key, value in expected.items() if found[key] != value
+    ]
+    if wrong:
+        raise UserError(f"data.preprocess.{'; '.join(wrong)}, as {tokenizer.folder} was trained")
+    # a refusal comes with the image itself, not from reading every image once before
+    return data.model_copy(update={"on_unreadable": "skip"})
 
 
 def _has_text(dataset: ImageDataset) -> bool:

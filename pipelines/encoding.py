@@ -115,7 +115,13 @@ def _passes(
             for start in range(shard.rows.start, shard.rows.stop, size)
         ]
         rows = [list(rows) for _, rows in jobs]
-        loader = DataLoader(datasets[split], batch_sampler=rows, num_workers=workers, collate_fn=list)
+        loader = DataLoader(
+            datasets[split],
+            batch_sampler=rows,
+            num_workers=workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # or it would draw on the global stream
+        )
         for (shard, planned), found in zip(jobs, loader, strict=True):
             yield _pass(shard, planned, found, spec, refuse_unreadable)
 

@@ -192,21 +192,11 @@ def _judge(found: Inspection, window: TokenWindow, model: Autoencoder, picture: 
     if not len(window.tokens):
         found.notes.append(f"split {window.name!r} has no rows, so nothing can be said about the codebook")
         return
-    found.health = codebook_health(window, code_latents(model))
+    found.health = codebook_health(window, model.bottleneck.embedding)
     found.picture = draw_health(picture, window, found.health, model)
     health = found.health
     seen = f"{health.usage:.1%} used over {window.tokens.size:,} tokens of {window.name}"
     found.facts.append(("codebook", f"{seen}, perplexity {health.perplexity:.1f}\n{health.verdict}: {health.reason}"))
-
-
-def code_latents(model: Autoencoder) -> Tensor | None:
-    """The latent of each code (K, d) of a codebook without depth; None where a latent is a sum over several depths."""
-    if model.bottleneck.depth != 1 or model.num_codes is None:
-        return None
-    device = next(model.parameters()).device
-    codes = torch.arange(model.num_codes, device=device).view(-1, 1, 1, 1)
-    with torch.inference_mode():
-        return model.bottleneck.codes_to_latents(codes).flatten(1).cpu()
 
 
 def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
@@ -219,7 +209,7 @@ def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
         ),
         ("encoder", f"{config.backbone.kind}, {_count(model.encoder)} parameters; decoder {_count(model.decoder)}"),
         ("likelihood", config.likelihood.kind),
-        ("fingerprint", loaded.fingerprint),
+        ("fingerprint", f"{loaded.fingerprint[:12]}…"),
     ]
     if model.num_codes is None:
         latent = f"{config.bottleneck.kind}: continuous, {height} x {width} x {model.bottleneck.dim}"

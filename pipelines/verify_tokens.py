@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from pipelines.checkpoint import load_tokenizer
 from pipelines.configuring import validate
@@ -112,6 +113,8 @@ def _compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> t
     if not wrong.any():
         return 0, []
     features = model.encoder(model.likelihood.inmap(images.float() / 255))
+    if getattr(model.bottleneck, "unit_length", False):  # cosine codebooks compare directions
+        features = normalize(features, dim=1)
     before = (features - model.bottleneck.codes_to_latents(stored)).square().sum(1)
     now = (features - model.bottleneck.codes_to_latents(found)).square().sum(1)
     gap = (before - now) / now.clamp(min=1e-12)

@@ -1,0 +1,98 @@
+"""How fast `encode` is against the bare encoder, and whether the batch size changes tokens.
+
+    python tests/benchmarks/encoding.py [--images 10000] [--repeats 3]
+
+Fashion-MNIST where data/FashionMNIST is, else the built-in shapes. The bare rate is that of `tokenizer.encode` on
+batches of uint8 images that are in memory already, of the size that `encode` uses; both take turns, so that a busy
+machine slows both. The rate of `encode` counts reading, encoding and writing all shards.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from pipelines.checkpoint import load_tokenizer, save_tokenizer
+from pipelines.data import DataConfig, ImageDataset, open_images
+from pipelines.encode import compute_batch, encode
+from pipelines.token_dataset import TokenDataset
+from tokenizer import Autoencoder, AutoencoderConfig
+
+
+def data_config(images: int) -> DataConfig:
+    if Path("data/FashionMNIST").is_dir():
+        source = {"kind": "torchvision", "name": "FashionMNIST", "root": "data", "download": False}
+        return DataConfig.model_validate({"source": source, "preprocess": {"mode": "L", "size": 28}})
+    source = {"kind": "shapes", "test": images}
+    return DataConfig.model_validate({"source": source, "preprocess": {"mode": "RGB", "size": 32}})
+
+
+def write_tokenizer(folder: Path, data: DataConfig, images: ImageDataset) -> None:
+    """512 codes that have seen a batch; speed does not depend on training."""
+    torch.manual_seed(0)
+    config = {
+        "image_size": data.preprocess.size,
+        "channels": data.preprocess.channels,
+        "backbone": {"kind": "conv", "widths": (64, 128), "residual_blocks": 2, "residual_width": 64},
+        "bottleneck": {"kind": "vq", "num_codes": 512, "dim": 64},
+        "likelihood": {"kind": "normal"},
+    }
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    model.train()(torch.stack([images.read(row).image for row in range(256)]))
+    save_tokenizer(folder, model, data.preprocess)
+
+
+@torch.inference_mode()
+def bare_rate(model: Autoencoder, batches: list[torch.Tensor]) -> float:
+    began = time.perf_counter()
+    for batch in batches:
+        model.encode(batch)
+    return sum(len(batch) for batch in batches) / (time.perf_counter() - began)
+
+
+@torch.inference_mode()
+def unguarded_agreement(model: Autoencoder, images: torch.Tensor) -> tuple[int, int]:
+    """Tokens that differ between batches of 1 and of 64 when each is one forward pass of that size."""
+    many = torch.cat([model.encode(batch).codes for batch in images.split(64)])
+    one = torch.cat([model.encode(batch).codes for batch in images.split(1)])
+    return int((many != one).sum()), many.numel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    data = data_config(arguments.images)
+    images = open_images(data, "test")
+    print(f"{len(images):,} images of {data.source.kind}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_tokenizer(folder / "tokenizer", data, images)
+        model = load_tokenizer(folder / "tokenizer").model
+        size = compute_batch(data.preprocess.size, "cpu")
+        loaded = torch.stack([example.image for example in images.__getitems__(range(len(images)))])
+        bare_rate(model, list(loaded[: 8 * size].split(size)))  # warm up
+        rates, ratios = [], []
+        for repeat in range(arguments.repeats):
+            bare = bare_rate(model, list(loaded.split(size)))
+            found = encode(folder / "tokenizer", data, folder / f"tokens-{repeat}", splits=("test",))
+            bare = (bare + bare_rate(model, list(loaded.split(size)))) / 2
+            rates.append(found.rate)
+            ratios.append(found.rate / bare)
+            print(f"bare {bare:,.0f} images/s, encode {found.rate:,.0f} images/s: {found.rate / bare:.1%}")
+        print(f"encode {median(rates):,.0f} images/s, {median(ratios):.1%} of the bare forward rate (goal: 90 %)")
+
+        for batch_size in (1, 64):
+            encode(folder / "tokenizer", data, folder / f"by-{batch_size}", splits=("test",), batch_size=batch_size)
+        one, many = (TokenDataset.open(folder / f"by-{size}").split("test").tokens for size in (1, 64))
+        print(f"batch sizes 1 and 64: {(one != many).sum()} of {one.size:,} tokens differ")
+        differing, total = unguarded_agreement(model, loaded[:2000])
+        print(f"without passes of one size it would be {differing} of {total:,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""A tokenizer small enough to be made in a test, and tokens written by it; both are shared, so do not write there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.checkpoint import save_tokenizer
+from pipelines.data import DataConfig, open_images
+from pipelines.data.preprocess import Preprocess
+from pipelines.encode import encode
+from tokenizer import Autoencoder, AutoencoderConfig
+
+BACKBONE = {"kind": "conv", "widths": (8, 16), "residual_blocks": 1, "residual_width": 8}
+
+
+def shapes_data(**source) -> DataConfig:
+    return DataConfig.model_validate(
+        {"source": {"kind": "shapes", **source}, "preprocess": {"mode": "RGB", "size": 32}, "on_unreadable": "skip"}
+    )
+
+
+def write_tokenizer(folder: Path, bottleneck: dict, seed: int = 0) -> Path:
+    """An untrained tokenizer for 32 x 32 shapes whose codebook has seen a batch, so that many codes are used."""
+    torch.manual_seed(seed)
+    model = Autoencoder(
+        AutoencoderConfig.model_validate(
+            {
+                "image_size": 32,
+                "channels": 3,
+                "backbone": BACKBONE,
+                "bottleneck": bottleneck,
+                "likelihood": {"kind": "normal"},
+            }
+        )
+    )
+    images = open_images(shapes_data(train=64), "train")
+    model.train()(torch.stack([images.read(row).image for row in range(64)]))
+    save_tokenizer(folder, model, Preprocess(mode="RGB", size=32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    return write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_data():
+    return shapes_data
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory) -> Path:
+    """VQ with 64 codes of 8 channels on an 8 x 8 grid."""
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), {"kind": "vq", "num_codes": 64, "dim": 8})
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_tokenizer, tmp_path_factory) -> Path:
+    """The tokens of 200 training, 20 validation and 40 test images."""
+    folder = tmp_path_factory.mktemp("tokens") / "tokens"
+    encode(tiny_tokenizer, shapes_data(train=200, validation=20, test=40), folder, num_shards=3)
+    return folder

@@ -1,0 +1,76 @@
+"""Laws of decoding: pictures are the decoder's, named by key, and belong to the tokenizer that made the tokens."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.checkpoint import load_tokenizer
+from pipelines.decode import decode, file_names
+from pipelines.errors import UserError
+from pipelines.pictures import to_uint8
+from pipelines.token_dataset import TokenDataset
+
+
+def test_pictures_are_what_the_decoder_makes_of_the_codes(tiny_tokenizer, tiny_tokens, tmp_path):
+    found = decode(tiny_tokenizer, tiny_tokens, tmp_path / "out", split="test", limit=10, batch_size=4)
+    split = TokenDataset.open(tiny_tokens).split("test")
+    with torch.inference_mode():
+        expected = to_uint8(load_tokenizer(tiny_tokenizer).model.decode_codes(split.batch(range(10))["codes"]))
+    assert len(found.pictures) == 10
+    for row, path in enumerate(found.pictures):
+        with Image.open(path) as picture:
+            shown = np.asarray(picture).transpose(2, 0, 1).astype(int)
+            assert picture.text["key"] == split.keys[row]
+        assert np.abs(shown - expected[row].numpy()).max() <= 1  # another batch size may round another way
+    with Image.open(found.grid) as grid:
+        assert grid.size[0] > 32 * 8
+
+
+def test_the_tokenizer_inside_the_tokens_is_enough(tiny_tokens, tmp_path):
+    assert len(decode(None, tiny_tokens, tmp_path / "out", limit=3).pictures) == 3
+
+
+def test_decoding_again_goes_on_where_it_ended(tiny_tokens, tmp_path):
+    output = tmp_path / "out"
+    first = decode(None, tiny_tokens, output, limit=3)
+    written = {path: path.stat().st_mtime_ns for path in first.pictures}
+    assert decode(None, tiny_tokens, output, limit=3).already_complete
+    more = decode(None, tiny_tokens, output, limit=5)
+    assert not more.already_complete
+    assert sorted(path.name for path in output.glob("*.png")) == sorted([p.name for p in more.pictures] + ["grid.png"])
+    fresh = decode(None, tiny_tokens, tmp_path / "fresh", limit=5)
+    assert more.grid.read_bytes() == fresh.grid.read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in first.pictures} == written
+
+
+def test_pictures_of_other_tokens_are_not_mixed(tiny_tokens, tmp_path):
+    decode(None, tiny_tokens, tmp_path / "out", limit=3)
+    with pytest.raises(UserError, match=r"holds other pictures: split 'test' \(asked: 'train'\)"):
+        decode(None, tiny_tokens, tmp_path / "out", split="train", limit=3)
+
+
+def test_a_folder_of_something_else_is_never_touched(tiny_tokens, tmp_path):
+    (tmp_path / "holiday.png").write_bytes(b"")
+    with pytest.raises(UserError, match="was not written by `smalti decode`"):
+        decode(None, tiny_tokens, tmp_path, limit=3)
+    with pytest.raises(UserError, match="was not written by `smalti decode`"):
+        decode(None, tiny_tokens, tmp_path, limit=3, overwrite=True)
+
+
+def test_a_foreign_tokenizer_is_refused_naming_both_sides(make_tokenizer, tiny_tokens, tmp_path):
+    other = make_tokenizer(tmp_path / "other", {"kind": "vq", "num_codes": 64, "dim": 8}, seed=1)
+    with pytest.raises(UserError, match="do not belong together") as error:
+        decode(other, tiny_tokens, tmp_path / "out")
+    assert str(other) in str(error.value)
+    assert str(tiny_tokens) in str(error.value)
+
+
+def test_file_names_are_safe_and_differ():
+    names = file_names(["a/b.png", "a_b.png", "../../etc/passwd", "", "A/B.PNG", "grid", "é"])
+    assert len({name.lower() for name in names}) == len(names)
+    for name in names:
+        assert name.endswith(".png")
+        assert name != "grid.png"
+        assert not set(name) & set("/\\:")
+        assert not name.startswith(".")

@@ -1,0 +1,143 @@
+"""Laws of inspection: it names what a folder is, judges the codebook, and finds tokens that are not the image's."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from pipelines.checkpoint import load_tokenizer
+from pipelines.errors import UserError
+from pipelines.health_picture import patches
+from pipelines.inspect import encoded_window, inspect
+from pipelines.pictures import to_uint8
+from pipelines.token_dataset import TokenDataset
+from pipelines.token_manifest import file_sha256
+from pipelines.token_shards import ShardContent, plan, read_column, read_tokens, write_shard
+from pipelines.token_spec import TokenSpec
+from pipelines.token_statistics import TokenWindow, codebook_health, refuse_collapsed, unigram_bits, window_of
+
+
+@pytest.fixture
+def tokens(tiny_tokens, tmp_path):
+    """A copy that may be changed."""
+    return shutil.copytree(tiny_tokens, tmp_path / "copy")
+
+
+def rewrite(folder, split, change):
+    """Apply `change(tokens)` to every shard of a split, and make the manifest true again."""
+    dataset = TokenDataset.open(folder)
+    spec, manifest = dataset.spec, dataset.manifest.model_dump()
+    shards = plan(split, spec.source.rows[split], spec.shards[split])
+    for shard, entry in zip(shards, manifest["splits"][split]["shards"], strict=True):
+        path = folder / shard.file
+        values, labels = read_tokens(path, spec)
+        texts = read_column(path, "text")
+        content = ShardContent(read_column(path, "key"), change(values.copy()), labels.tolist(), texts)
+        write_shard(folder, spec, shard, content)
+        entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_token_dataset_is_described_and_judged(tokens, capsys):
+    found = inspect(tokens)
+    shown = capsys.readouterr().out
+    assert found.kind == "token dataset"
+    for part in ("token dataset", "200 rows", "64", found.health.verdict, "red circle"):
+        assert part in shown
+    assert found.picture == tokens / "health.png"
+    with Image.open(found.picture) as picture:
+        assert picture.size[0] > 500
+
+
+def test_tokens_encoded_again_match(tokens):
+    verified = inspect(tokens, verify_rows=30, split="test").verified
+    assert verified.rows == 30
+    assert verified.tokens == 30 * 64
+    assert verified.match_rate > 0.999  # rows stand beside others than in their shards
+
+
+def test_tokens_of_other_images_do_not_match(tokens):
+    rewrite(tokens, "test", lambda values: (values + 1) % 64)
+    verified = inspect(tokens, verify_rows=10, split="test").verified
+    assert verified.match_rate < 0.1
+    assert max(verified.gaps) > 0.1
+    assert "distance gap" in str(verified)
+
+
+def test_a_source_that_changed_is_named(tokens):
+    spec = json.loads((tokens / "token_spec.json").read_text())
+    spec["source"]["data"]["source"]["test"] = 41
+    (tokens / "token_spec.json").write_text(json.dumps(spec))
+    manifest = json.loads((tokens / "manifest.json").read_text())
+
+    manifest["spec_sha256"] = TokenSpec.model_validate(spec).sha256
+    (tokens / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="encoded from 40 images, the source now has 41"):
+        inspect(tokens, verify_rows=3, split="test")
+
+
+def test_a_collapsed_codebook_is_refused_with_its_figures(tokens):
+    refuse_collapsed(TokenDataset.open(tokens))
+    rewrite(tokens, "train", lambda values: values % 2)
+    with pytest.raises(UserError, match=r"collapsed on split 'train'.*of 64 codes"):
+        refuse_collapsed(TokenDataset.open(tokens))
+
+
+def test_health_counts_every_token(tiny_tokens):
+    window = window_of(TokenDataset.open(tiny_tokens).split("train"))
+    health = codebook_health(window)
+    counts = np.bincount(window.tokens.reshape(-1), minlength=64)
+    assert health.tokens == window.tokens.size
+    assert health.usage == pytest.approx((counts > 0).mean())
+    assert np.log2(health.perplexity) == pytest.approx(unigram_bits(window.tokens, 64), rel=1e-4)
+
+
+def test_unigram_bits_of_known_frequencies():
+    assert unigram_bits(np.array([0, 0, 1, 2], np.uint8), 8) == pytest.approx(1.5)
+
+
+def test_a_patch_is_cut_where_its_code_stands(tiny_tokenizer):
+    model = load_tokenizer(tiny_tokenizer).model
+    tokens = np.zeros((3, 64), np.uint8)
+    tokens[1, 8 * 2 + 5] = 7  # row 2, column 5
+    (patch,) = patches(TokenWindow("test", tokens, model.grid, 64), model, 7)
+    with torch.inference_mode():
+        image = to_uint8(model.decode_codes(torch.from_numpy(tokens[1:2].astype(np.int64)).view(1, 8, 8, 1)))[0]
+    torch.testing.assert_close(patch, image[:, 2 * 4 - 2 : 3 * 4 + 2, 5 * 4 - 2 : 6 * 4 + 2])
+
+
+def test_a_tokenizer_is_described(tiny_tokenizer, capsys):
+    assert inspect(tiny_tokenizer).kind == "tokenizer"
+    shown = capsys.readouterr().out
+    for part in ("64 codes", "8 x 8 x 1", "384 bits an image", load_tokenizer(tiny_tokenizer).fingerprint[:12]):
+        assert part in shown
+
+
+def test_a_run_is_judged_on_its_validation_split(tiny_tokenizer, make_data, tmp_path, capsys):
+    data = make_data(train=10, validation=70, test=1)
+    recipe = {"kind": "tokenizer", "data": data.model_dump(mode="json"), "training": {"steps": 5}}
+    shutil.copytree(tiny_tokenizer, tmp_path / "best")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "split": "validation", "nll": 12.5}\n')
+    found = inspect(tmp_path)
+    assert found.kind == "run of a tokenizer"
+    assert found.health.tokens == 70 * 64
+    assert "nll 12.5" in capsys.readouterr().out
+    window = encoded_window(load_tokenizer(tiny_tokenizer), data)
+    assert window.tokens.shape == (70, 64)
+
+
+def test_other_folders_are_refused_with_what_they_hold(tiny_tokenizer, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        inspect(tmp_path / "absent")
+    with pytest.raises(UserError, match="expected a tokenizer"):
+        inspect(tmp_path)
+    shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="it holds tokenizer/: inspect one of these"):
+        inspect(tmp_path)
+    with pytest.raises(UserError, match="--verify needs"):
+        inspect(tiny_tokenizer, verify_rows=3)
