@@ -1,0 +1,344 @@
+"""ImageGenerationPipeline: a tokenizer and a prior that belong together, from a label to pictures."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipelines import hub
+from pipelines.atomic import sync, write_json, write_text
+from pipelines.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, save_prior, save_tokenizer
+from pipelines.configuring import validate
+from pipelines.errors import UserError
+from pipelines.image_seeds import Seeds, image_seeds
+from pipelines.pictures import to_pil
+from prior import SamplingOptions, Step, generate
+
+FORMAT = "smalti-generator/1"
+PARTS = {"tokenizer": "Autoencoder", "prior": "TokenPrior"}
+FILTERS = ("temperature", "top_k", "top_p", "min_p")  # of no meaning without do_sample
+
+CARD = """---
+library_name: smalti
+tags: [image-generation, image-tokens]
+---
+
+# A smalti image generator
+
+Draws {size} x {size} {mode} pictures: {tokens} tokens of {codes} codes ({kind}), one after the other, then decoded.
+
+Labels: {condition}.
+
+```python
+from pipelines.generation import ImageGenerationPipeline
+
+pipe = ImageGenerationPipeline.from_pretrained("this folder")
+pipe(num_images_per_prompt=4, generator=0).images[0]
+```
+"""
+
+Label = int | str
+Callback = Callable[["ImageGenerationPipeline", int, int, dict[str, Any]], object]
+OutputType = Literal["pil", "pt", "np"]
+
+
+class SamplingArguments(TypedDict, total=False):
+    """The options of `prior.SamplingOptions`, each of which a call may override."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    do_sample: bool
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class ImageGenerationOutput:
+    """n images: `images` as asked for (PIL; tensor (n, c, H, W) or array (n, H, W, c) of floats in [0, 1]).
+
+    `tokens` are their codes, `logprobs` the log-probability in nats of every code under the conditional model as
+    trained (temperature 1, no filter, no guidance): `logprobs.sum(1)` ranks the images. `labels` are class numbers,
+    None where there was no condition. Image i comes back alone from `generator=[seeds[i]]` with its label.
+    """
+
+    images: list[Image.Image] | Float[Tensor, "n c h w"] | np.ndarray
+    tokens: Int[Tensor, "n rows columns q"]
+    logprobs: Float[Tensor, "n length"]
+    labels: list[int | None]
+    seeds: list[int]
+
+
+class ImageGenerationPipeline:
+    """A generator: `tokenizer` and `prior` with the `generation_config` that a call takes where it says nothing.
+
+    Raises:
+        UserError: the prior was trained on tokens of another tokenizer; names both sides.
+    """
+
+    def __init__(
+        self, tokenizer: LoadedTokenizer, prior: LoadedPrior, generation_config: SamplingOptions | None = None
+    ):
+        prior.spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), f"the tokens of {prior.folder}")
+        self.tokenizer, self.prior = tokenizer, prior
+        self.generation_config = generation_config or SamplingOptions()
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.model.device
+
+    @property
+    def num_classes(self) -> int | None:
+        """None: the prior is unconditional."""
+        return self.prior.model.vocabulary.num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the labels, where the data had names."""
+        return self.prior.classes if self.num_classes is not None else None
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move both models, and cast them for sampling. A cast generator can no longer be saved."""
+        for model in (self.tokenizer.model, self.prior.model):
+            model.to(device=device, dtype=dtype)
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """A generator folder, the output folder of a pipeline run that holds one, or a repository on the hub.
+
+        Raises:
+            UserError: no such folder; a part is missing or damaged; tokenizer and prior do not belong together.
+        """
+        folder = generator_folder(hub.local_folder(name_or_path, revision))
+        options = validate(SamplingOptions, _json(folder / "generation_config.json"), folder / "generation_config.json")
+        pipeline = cls(load_tokenizer(folder / "tokenizer"), load_prior(folder / "prior"), options)
+        return pipeline.to(device, dtype) if device is not None or dtype is not None else pipeline
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False, card: str | None = None) -> Path:
+        """Write the generator folder: it appears whole or not at all, and can be moved as a whole.
+
+        Raises:
+            UserError: the folder exists and `overwrite` is off (or it is no generator), or the models were cast.
+        """
+        folder = Path(folder)
+        cast = {p.dtype for m in (self.tokenizer.model, self.prior.model) for p in m.parameters()} - {torch.float32}
+        if cast:
+            raise UserError(f"{folder}: the models were cast to {cast.pop()}; save before casting, in torch.float32")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if not (folder / "model_index.json").is_file():
+                raise UserError(f"{folder}: exists and is not a generator (no model_index.json); choose another folder")
+            if not overwrite:
+                raise UserError(f"{folder}: holds a generator already; expected a new folder, or overwrite=True")
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_tokenizer(temporary / "tokenizer", self.tokenizer.model, self.tokenizer.preprocess)
+        save_prior(temporary / "prior", self.prior.model, self.prior.spec, self.prior.classes)
+        write_json(temporary / "generation_config.json", self.generation_config.model_dump(mode="json"))
+        write_text(temporary / "README.md", card or self._card())
+        index = {"format": FORMAT, "_class_name": type(self).__name__}
+        write_json(temporary / "model_index.json", index | {part: [part, name] for part, name in PARTS.items()})
+        _swap(temporary, folder)
+        return folder
+
+    def push_to_hub(self, repo_id: str, private: bool = False, message: str = "Upload by smalti") -> str:
+        """Save into a temporary folder and upload it; returns the address of the commit."""
+        with TemporaryDirectory() as place:
+            return hub.push(self.save_pretrained(Path(place) / "generator"), repo_id, private, message)
+
+    def __call__(
+        self,
+        label: Label | Sequence[Label] | None = None,
+        *,
+        num_images_per_prompt: int = 1,
+        generator: Seeds = None,
+        output_type: OutputType = "pil",
+        batch_size: int = 64,
+        callback_on_step_end: Callback | None = None,
+        **options: Unpack[SamplingArguments],
+    ) -> ImageGenerationOutput:
+        """Draw `num_images_per_prompt` images of each label, those of one label side by side.
+
+        `label`: a class number, a class name, a list of them, or None for no condition. `generator`: an int seeds the
+        whole call, image i by `image_seeds`; a list gives each image its own seed; a torch.Generator provides the int;
+        None takes a fresh one. `batch_size` bounds memory, it does not change images. `callback_on_step_end(pipeline,
+        step, steps, {"codes": (b,), "logprobs": (b,), "images": range})` runs after every code of every batch.
+
+        Options not given come from `generation_config`, unless they would contradict the given ones (filters under
+        do_sample=False, guidance without a label); None switches a filter off.
+
+        Raises:
+            UserError: unknown label or option, a label for an unconditional prior, an impossible pair of options.
+        """
+        labels = self.label_numbers(label, num_images_per_prompt)
+        chosen = self.options(conditional=labels[0] is not None, **options)
+        if output_type not in ("pil", "pt", "np"):
+            raise UserError(f"output_type: found {output_type!r}, expected 'pil', 'pt' or 'np'")
+        if batch_size < 1:
+            raise UserError(f"batch_size: found {batch_size}, expected at least 1")
+        seeds = image_seeds(generator, len(labels))
+        codes, logprobs, pictures = [], [], []
+        for start in range(0, len(labels), batch_size):
+            rows = range(start, min(start + batch_size, len(labels)))
+            batch = _batch_labels(labels, rows, self.device)
+            step_end = self._step_end(callback_on_step_end, rows)
+            drawn = generate(self.prior.model, batch, chosen, [seeds[row] for row in rows], callback=step_end)
+            codes.append(drawn.codes.cpu())
+            logprobs.append(drawn.logprobs.cpu())
+            pictures.append(self.decode(drawn.codes))
+        images = _as_output(torch.cat(pictures), output_type)
+        return ImageGenerationOutput(images, torch.cat(codes), torch.cat(logprobs), labels, seeds)
+
+    @torch.inference_mode()
+    def decode(self, codes: Int[Tensor, "b rows columns q"]) -> Float[Tensor, "b c h w"]:
+        """Pictures in [0, 1], float32 on the CPU.
+
+        Every pass has one size, the last one padded: kernels are chosen by shape and round differently, and a level of a
+        pixel that flips would make a picture depend on its neighbours.
+        """
+        model, size = self.tokenizer.model, self.tokenizer.model.config.image_size
+        passes = max(1, min(16, 16 * 64 * 64 // size**2))
+        padded = torch.cat([codes, codes.new_zeros(-len(codes) % passes, *codes.shape[1:])])
+        images = torch.cat([model.decode_codes(part).float().cpu() for part in padded.to(self.device).split(passes)])
+        return images[: len(codes)].clamp(0, 1)
+
+    def label_numbers(self, label: Label | Sequence[Label] | None, repeats: int = 1) -> list[int | None]:
+        """Class numbers, each `repeats` times. UserError lists the classes that there are."""
+        if repeats < 1:
+            raise UserError(f"num_images_per_prompt: found {repeats}, expected at least 1")
+        if label is None:
+            return [None] * repeats
+        wanted = [label] if isinstance(label, int | str) else list(label)
+        if not wanted:
+            raise UserError("label: found an empty list, expected at least one label, or None for no condition")
+        return [number for each in wanted for number in [self._number(each)] * repeats]
+
+    def options(self, conditional: bool, **options: Unpack[SamplingArguments]) -> SamplingOptions:
+        """The given options over the generator's own; see `__call__`."""
+        defaults = self.generation_config.model_dump()
+        if options.get("do_sample", True) is False:
+            defaults = {name: value for name, value in defaults.items() if name not in FILTERS}
+        if not conditional:
+            defaults.pop("guidance_scale")
+        unknown = options.keys() - SamplingOptions.model_fields.keys()
+        if unknown:
+            expected = ", ".join(SamplingOptions.model_fields)
+            raise UserError(f"{min(unknown)}: unknown sampling option, expected one of {expected}")
+        try:
+            chosen = SamplingOptions(**{**defaults, **options})
+        except ValidationError as error:
+            raise UserError("; ".join(_described(detail) for detail in error.errors())) from error
+        if chosen.guided and not conditional:
+            why = "this prior is unconditional" if self.num_classes is None else "no label was given"
+            raise UserError(f"guidance_scale needs a label, got guidance_scale={chosen.guidance_scale}, and {why}")
+        return chosen
+
+    def _number(self, label: Label) -> int:
+        if self.num_classes is None:
+            raise UserError(f"label: found {label!r}, but this prior is unconditional: it was trained without labels")
+        names = self.classes or ()
+        if isinstance(label, str) and label in names:
+            return names.index(label)
+        if isinstance(label, str) and label.isascii() and label.isdigit():
+            label = int(label)
+        if isinstance(label, int) and 0 <= label < self.num_classes:
+            return int(label)
+        listed = f": {', '.join(names)}" if names else ""
+        raise UserError(f"label: found {label!r}, expected 0 to {self.num_classes - 1} or a class name{listed}")
+
+    def _step_end(self, callback: Callback | None, rows: range) -> Callable[[Step], object] | None:
+        if callback is None:
+            return None
+        steps = self.prior.model.vocabulary.length
+        return lambda step: callback(
+            self, step.position, steps, {"codes": step.codes, "logprobs": step.logprobs, "images": rows}
+        )
+
+    def _card(self) -> str:
+        spec, config = self.prior.spec, self.tokenizer.model.config
+        condition = "none" if self.num_classes is None else ", ".join(self.classes or (f"{self.num_classes} labels",))
+        return CARD.format(
+            size=config.image_size,
+            mode=spec.preprocess.mode,
+            tokens=spec.tokens_per_image,
+            codes=spec.codebook_size,
+            kind=config.bottleneck.kind,
+            condition=condition,
+        )
+
+
+def generator_folder(path: str | Path) -> Path:
+    """The generator folder itself, or `generator/` of a pipeline run; UserError names what is missing."""
+    path = Path(path)
+    folder = next((f for f in (path, path / "generator") if (f / "model_index.json").is_file()), None)
+    if folder is None:
+        found = "no such folder" if not path.exists() else "has no model_index.json"
+        raise UserError(f"{path}: {found}; expected a generator folder, or a pipeline run that holds generator/")
+    index = _json(folder / "model_index.json")
+    if index.get("format") != FORMAT:
+        raise UserError(f"{folder / 'model_index.json'}: found format {index.get('format')!r}, expected {FORMAT!r}")
+    for part in (*PARTS, "generation_config.json"):
+        if not (folder / part).exists():
+            raise UserError(
+                f"{folder}: {part} is missing; a generator holds {', '.join(PARTS)}, generation_config.json"
+            )
+    return folder
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {type(content).__name__}, expected an object")
+    return content
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; at every moment one of the two is whole on the disk."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _batch_labels(labels: list[int | None], rows: range, device: torch.device) -> Tensor | None:
+    numbers = [labels[row] for row in rows]
+    return None if numbers[0] is None else torch.tensor(numbers, device=device)
+
+
+def _described(detail: Any) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    key = ".".join(str(part) for part in detail["loc"])
+    return f"{key}: found {detail['input']!r}, expected: {detail['msg'].removeprefix('Input should be ')}"
+
+
+def _as_output(images: Float[Tensor, "n c h w"], output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
+    match output_type:
+        case "pt":
+            return images
+        case "np":
+            return images.permute(0, 2, 3, 1).numpy()
+        case _:
+            return [to_pil(image) for image in images]

@@ -1,0 +1,41 @@
+"""One random stream per image: the seed of each image of a call."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.errors import UserError
+
+Seeds = int | Sequence[int] | torch.Generator | None
+
+
+def image_seeds(generator: Seeds, n: int) -> list[int]:
+    """The seed of each of n images: a list is taken as it is, an int s gives image i the seed f(s, i).
+
+    f(s, .) permutes the 32-bit integers (PyTorch's CPU generator uses 32 bits of a seed), so no two images of a call
+    share a stream, and image i is the same whatever n, batch size and number of processes.
+    """
+    match generator:
+        case None:
+            return image_seeds(secrets.randbits(63), n)
+        case torch.Generator():
+            device = generator.device
+            return image_seeds(int(torch.randint(2**62, (), generator=generator, device=device)), n)
+        case bool():
+            raise UserError(f"generator: found {generator}, expected an int, a list of ints, a torch.Generator or None")
+        case int():
+            key = int.from_bytes(hashlib.blake2s(str(generator).encode()).digest()[:4], "little")
+            return [_mixed(_mixed(index) ^ key) for index in range(n)]
+        case _:
+            if len(generator) != n:
+                raise UserError(f"generator: found {len(generator)} seeds, expected one for each of the {n} images")
+            return [int(seed) for seed in generator]
+
+
+def _mixed(x: int) -> int:
+    """The finalizer of MurmurHash3: a permutation of the 32-bit integers."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+    return x ^ (x >> 16)

@@ -1,0 +1,54 @@
+"""Laws of reconstructing: figures over the whole split, for discrete and continuous tokenizers alike."""
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.checkpoint import load_tokenizer
+from pipelines.data import open_images
+from pipelines.data.loader import stack
+from pipelines.errors import UserError
+from pipelines.evaluate.fidelity import psnr, ssim
+from pipelines.reconstruct import reconstruct
+
+
+@pytest.fixture
+def data(make_data):
+    return make_data(train=64, test=21)
+
+
+@pytest.mark.parametrize("bottleneck", [{"kind": "vq", "num_codes": 32, "dim": 4}, {"kind": "gaussian", "dim": 4}])
+def test_figures_are_means_over_every_image_of_the_split(make_tokenizer, data, tmp_path, bottleneck):
+    folder = make_tokenizer(tmp_path / "t", bottleneck)
+    found = reconstruct(folder, data, tmp_path / "out", n=10, batch_size=8)
+    images = open_images(data, "test")
+    original = stack([images.read(row) for row in range(21)])
+    with torch.inference_mode():
+        rebuilt = load_tokenizer(folder).model.reconstruct(original).clamp(0, 1)
+    assert found.images == 21
+    assert found.psnr == pytest.approx(psnr(rebuilt, original / 255).mean().item(), abs=1e-3)
+    assert found.ssim == pytest.approx(ssim(rebuilt, original / 255).mean().item(), abs=1e-4)
+
+
+def test_originals_stand_above_their_reconstructions(tiny_tokenizer, data, tmp_path):
+    reconstruct(tiny_tokenizer, data, tmp_path, n=8)
+    original = open_images(data, "test").read(0).image
+    with Image.open(tmp_path / "reconstructions.png") as grid:
+        pixels = torch.frombuffer(bytearray(grid.convert("RGB").tobytes()), dtype=torch.uint8)
+        pixels = pixels.view(grid.height, grid.width, 3).permute(2, 0, 1)
+    scale = 4
+    wanted = original.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    windows = pixels[:, 3 : 3 + 32 * scale].unfold(2, 32 * scale, 1)  # every place along the first row
+    assert any(torch.equal(windows[:, :, place], wanted) for place in range(120))
+
+
+def test_a_finished_one_is_left_alone_and_a_foreign_one_refused(tiny_tokenizer, make_tokenizer, data, tmp_path):
+    first = reconstruct(tiny_tokenizer, data, tmp_path / "out", limit=5)
+    assert first.images == 5
+    stamp = (tmp_path / "out" / "reconstructions.png").stat().st_mtime_ns
+    assert reconstruct(tiny_tokenizer, data, tmp_path / "out", limit=5) == first
+    assert (tmp_path / "out" / "reconstructions.png").stat().st_mtime_ns == stamp
+    other = make_tokenizer(tmp_path / "t", {"kind": "fsq", "levels": (4, 4)})
+    with pytest.raises(UserError, match="another tokenizer or split"):
+        reconstruct(other, data, tmp_path / "out", limit=5)
+    assert reconstruct(other, data, tmp_path / "out", limit=5, overwrite=True) != first

@@ -1,0 +1,101 @@
+"""Laws of sampling into a folder: an image is a function of index, seed and label, whatever happens around it."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.checkpoint import LoadedPrior, load_tokenizer
+from pipelines.errors import UserError
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.image_seeds import image_seeds
+from pipelines.pictures import to_uint8
+from pipelines.sample import read_samples, sample
+from pipelines.token_dataset import TokenDataset
+from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_tokens, tmp_path_factory):
+    dataset = TokenDataset.open(tiny_tokens)
+    spec = dataset.spec
+    vocabulary = Vocabulary(num_codes=spec.codebook_size, grid=spec.grid, num_classes=len(spec.classes))
+    torch.manual_seed(0)
+    tiny = TransformerConfig(dim=16, depth=1, heads=1, head_dim=16)
+    prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=tiny)).eval()
+    pipe = ImageGenerationPipeline(
+        load_tokenizer(dataset.tokenizer_folder), LoadedPrior(prior, spec, spec.classes, tiny_tokens)
+    )
+    return pipe.save_pretrained(tmp_path_factory.mktemp("generator") / "g")
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
+
+
+def entries(folder):
+    """What samples.json tells of each image; log-likelihoods to a hundredth, since sums round by batch size."""
+    images = json.loads((folder / "samples.json").read_text())["images"]
+    return [{**entry, "logprob": pytest.approx(entry["logprob"], abs=0.01)} for entry in images]
+
+
+def test_the_folder_tells_all_of_its_images(generator, tmp_path):
+    found = sample(generator, tmp_path / "s", labels=["red circle", 3], n=5, seed=4, top_k=8)
+    pipe = ImageGenerationPipeline.from_pretrained(generator)
+    out = pipe(label=[0, 3, 0, 3, 0], generator=4, top_k=8, output_type="pt")
+    assert torch.equal(found.images, to_uint8(out.images))
+    assert found.labels == [0, 3, 0, 3, 0]
+    assert found.logprobs == pytest.approx(out.logprobs.sum(1).tolist(), abs=1e-3)
+    told = json.loads((tmp_path / "s" / "samples.json").read_text())
+    assert told["request"]["options"]["top_k"] == 8
+    assert [entry["seed"] for entry in told["images"]] == image_seeds(4, 5)
+    assert told["images"][0]["file"] == "images/00000_red-circle.png"
+    with Image.open(tmp_path / "s" / "samples.png") as grid:
+        assert grid.width > 2 * 32 and grid.height > 3 * 32
+
+
+def test_without_labels_every_class_has_its_turn(generator, tmp_path):
+    found = sample(generator, tmp_path / "s", n=30)
+    assert found.labels == [i % len(found.classes) for i in range(30)]
+
+
+def test_rerunning_fills_gaps_and_more_images_are_added(generator, tmp_path):
+    sample(generator, tmp_path / "whole", n=6)
+    sample(generator, tmp_path / "grown", n=3, batch_size=2)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "grown" / "images").iterdir()}
+    first, second, third = sorted(kept)
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:50])  # torn by a crash
+    (tmp_path / "grown" / "samples.json").unlink()
+    sample(generator, tmp_path / "grown", n=6, batch_size=1)
+    assert third.stat().st_mtime_ns == kept[third]
+    grown, whole = read_samples(tmp_path / "grown"), read_samples(tmp_path / "whole")
+    assert torch.equal(grown.images, whole.images)
+    assert files(tmp_path / "grown").keys() == files(tmp_path / "whole").keys()
+    assert json.loads((tmp_path / "grown" / "samples.json").read_text())["images"] == entries(tmp_path / "whole")
+
+
+def test_a_finished_folder_is_left_alone(generator, tmp_path, capfd):
+    sample(generator, tmp_path / "s", n=2)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")}
+    sample(generator, tmp_path / "s", n=2)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")} == before
+    assert "already sampled" in " ".join(capfd.readouterr().err.split())
+
+
+def test_other_options_are_refused_until_overwriting(generator, tmp_path):
+    sample(generator, tmp_path / "s", n=2, seed=0)
+    with pytest.raises(UserError, match=r"holds other samples \(seed: there 0, asked 1\)"):
+        sample(generator, tmp_path / "s", n=2, seed=1)
+    sample(generator, tmp_path / "s", n=1, seed=1, overwrite=True)
+    assert len(files(tmp_path / "s")) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").touch()
+    with pytest.raises(UserError, match="was not written by"):
+        sample(generator, tmp_path / "mine", n=1)
+
+
+def test_samples_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"samples\.json: cannot be read"):
+        read_samples(tmp_path)
