@@ -1,1 +1,17 @@
 """The verbs: everything that reads, writes, trains, samples or shows. Imports `tokenizer` and `prior`, never the reverse."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.generation import ImageGenerationPipeline
+
+__all__ = ["ImageGenerationPipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    """The pipeline is imported on first use: the command line's `--help` need not wait for torch."""
+    if name == "ImageGenerationPipeline":
+        from pipelines.generation import ImageGenerationPipeline
+
+        return ImageGenerationPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -72,7 +72,9 @@ def fingerprint(model: Autoencoder, preprocess: Preprocess) -> str:
     The decoder is left out: fine-tuning it keeps every token valid.
     """
     digest = hashlib.sha256()
-    relevant = {"model": model.config.model_dump(mode="json"), "preprocess": preprocess.model_dump(mode="json")}
+    config = model.config.model_dump(mode="json")
+    config["likelihood"] = config["likelihood"]["kind"]  # owns the encoder's pixel range; its scale is the decoder's
+    relevant = {"model": config, "preprocess": preprocess.model_dump(mode="json")}
     digest.update(json.dumps(relevant, sort_keys=True).encode())
     for part in ("encoder", "bottleneck"):
         for name, tensor in sorted(getattr(model, part).state_dict().items()):
@@ -122,6 +124,11 @@ def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> Lo
     return LoadedTokenizer(model.to(device).eval(), config.preprocess, config.fingerprint, folder)
 
 
+def tokenizer_config(folder: str | Path) -> TokenizerFolder:
+    """What `config.json` of a tokenizer's run or model folder says, without its weights."""
+    return _read_config(resolve_folder(folder), TokenizerFolder)
+
+
 def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> LoadedPrior:
     """The prior of a run or model folder, in eval mode.
 
@@ -142,8 +149,12 @@ def resolve_folder(path: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not path.exists():
-        raise UserError(f"{path}: no such folder; expected a model folder (config.json) or a run that has saved a model")
-    raise UserError(f"{path}: has no config.json, best/ or last/; expected a model folder or a run that has saved a model")
+        raise UserError(
+            f"{path}: no such folder; expected a model folder (config.json) or a run that has saved a model"
+        )
+    raise UserError(
+        f"{path}: has no config.json, best/ or last/; expected a model folder or a run that has saved a model"
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -25,7 +25,9 @@ def find_recipe(path: str | Path) -> Path:
         inside = Path(root).parent / path if path.parts[:1] == ("configs",) else Path(root) / path
         if inside.is_file():
             return inside
-    raise UserError(f"{path}: no such recipe; expected a YAML file, or a shipped one such as configs/shapes/pipeline.yaml")
+    raise UserError(
+        f"{path}: no such recipe; expected a YAML file, or a shipped one such as configs/shapes/pipeline.yaml"
+    )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -135,7 +137,11 @@ def _legal_keys(model: type[BaseModel], path: list[Any], content: Any) -> list[s
         candidates = [found for field in fields if field for found in _models(field.annotation)]
         node = node.get(part) if isinstance(node, dict) else None
         kind = node.get("kind") if isinstance(node, dict) else None
-        chosen = [c for c in candidates if kind is not None and "kind" in c.model_fields and c.model_fields["kind"].default == kind]
+        chosen = [
+            c
+            for c in candidates
+            if kind is not None and "kind" in c.model_fields and c.model_fields["kind"].default == kind
+        ]
         candidates = chosen or candidates
     return sorted({name for candidate in candidates for name in candidate.model_fields})
 

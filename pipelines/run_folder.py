@@ -13,7 +13,14 @@ from pipelines.configuring import dump, read_yaml
 from pipelines.errors import UserError
 
 # These change how a run is watched or fed, never what it computes.
-FREE_KEYS = ("training.log_every", "training.save_every", "training.keep", "training.trackers", "data.workers", "output")
+FREE_KEYS = (
+    "training.log_every",
+    "training.save_every",
+    "training.keep",
+    "training.trackers",
+    "data.workers",
+    "output",
+)
 
 
 class RunFolder:
@@ -27,7 +34,7 @@ class RunFolder:
         return (self.path / "done.json").is_file()
 
     def open(self, recipe: BaseModel, overwrite: bool) -> None:
-        """Claim the folder for `recipe`: a new one, or the same one to be continued.
+        """Claim the folder for `recipe`: a new one, the same one to be continued, or one that has not saved anything.
 
         Raises:
             UserError: another recipe wrote this folder and `overwrite` is off; names the keys that differ.
@@ -35,7 +42,7 @@ class RunFolder:
         written = self.path / "recipe.yaml"
         if overwrite and written.is_file():
             shutil.rmtree(self.path)
-        if written.is_file():
+        if written.is_file() and (self.finished or self.states()):
             old = flat(read_yaml(written))
             new = flat(yaml.safe_load(dump(recipe)))
             differing = [
@@ -48,8 +55,10 @@ class RunFolder:
                     f"{self.path}: holds a run of another recipe. " + "; ".join(differing[:5]) + ". "
                     "Choose another `output`, or start over with --overwrite"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty and not a run of smalti (no recipe.yaml); choose another `output`")
+        elif not written.is_file() and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                f"{self.path}: is not empty and not a run of smalti (no recipe.yaml); choose another `output`"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(written, dump(recipe))
 

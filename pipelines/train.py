@@ -1,6 +1,5 @@
 """The two stages handed to the loop: their phases, their batches, what is validated, published and drawn."""
 
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -9,18 +8,26 @@ import torch
 from torch import nn
 
 from pipelines import runtime
-from pipelines.checkpoint import save_prior, save_tokenizer
-from pipelines.data import open_images
-from pipelines.data.loader import ordered_loader, training_loader
-from pipelines.data.sampler import batch_indices
-from pipelines.evaluate.fidelity import psnr
+from pipelines.checkpoint import load_tokenizer, save_prior, save_tokenizer
+from pipelines.configuring import dump
+from pipelines.data import batch_indices, open_images, ordered_loader, stack, training_loader
+from pipelines.errors import UserError
 from pipelines.pictures import save_grid
 from pipelines.recipes import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.run_folder import RunFolder
 from pipelines.token_dataset import TokenDataset
+from pipelines.token_statistics import refuse_collapsed
 from pipelines.training import Batch, Job, Phase, train
-from prior import PriorConfig, PriorPhase, SamplingOptions, TokenPrior, Vocabulary, generate, sequence_bits
-from prior.baselines import UnigramBigram
+from prior import (
+    PriorConfig,
+    PriorPhase,
+    SamplingOptions,
+    TokenPrior,
+    UnigramBigram,
+    Vocabulary,
+    generate,
+    sequence_bits,
+)
 from tokenizer import Autoencoder, AutoencoderPhase
 from tokenizer.codebook_health import CodeUsage
 
@@ -54,8 +61,7 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
     rows, size = range(min(len(held_out), recipe.training.validation_rows)), recipe.training.batch_size
 
     def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        steps = recipe.training.steps
-        yield from training_loader(images, recipe.seed, size, rank, world, start, steps)
+        yield from training_loader(images, recipe.seed, size, recipe.training.steps, rank, world, start)
 
     def validate(modules: Mapping[str, nn.Module]) -> dict[str, float]:
         phase = cast(AutoencoderPhase, modules["tokenizer"])
@@ -63,7 +69,7 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
         model, seen, totals = phase.model, 0, {}
         usage = CodeUsage(model.num_codes, model.grid[2]) if model.num_codes is not None else None
         for examples in ordered_loader(held_out, rows, size):
-            pictures = torch.stack([example.image for example in examples]).to(device)
+            pictures = stack(examples).to(device)
             for name, value in phase({"image": pictures}, recipe.training.steps)[1].items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(examples)
             seen += len(examples)
@@ -83,7 +89,7 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
     def draw(modules: Mapping[str, nn.Module], step: int) -> None:
         model = cast(AutoencoderPhase, modules["tokenizer"]).model
         examples = next(iter(ordered_loader(held_out, range(min(16, len(held_out))), 16)))
-        originals = torch.stack([example.image for example in examples])
+        originals = stack(examples)
         device = next(model.parameters()).device
         rebuilt = model.reconstruct(originals.to(device)).cpu()
         pairs = [tile for half in (slice(0, 8), slice(8, 16)) for tile in (*originals[half], *rebuilt[half])]
@@ -92,33 +98,60 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
             drawn = model.sample(32, torch.Generator(device).manual_seed(recipe.seed)).cpu()
             save_grid(folder.path / "pictures" / f"samples-{step:08d}.png", drawn, columns=8)
 
-    phase = AutoencoderPhase(Autoencoder(recipe.model), recipe.objective)
+    try:
+        phase = AutoencoderPhase(Autoencoder(recipe.model), recipe.objective)
+    except ValueError as error:
+        raise UserError(f"objective.weights: {error}") from error
     return {"tokenizer": Phase(phase, recipe.training.optimizer)}, Job(batches, validate, publish, draw, watched="loss")
+
+
+def _card(recipe: Recipe, kind: str) -> str:
+    return (
+        f"# A {kind} of smalti\n\nTrained by `smalti train` with the recipe below; weights in `model.safetensors`, "
+        f"checked against the hash in `config.json`.\n\n```yaml\n{dump(recipe)}```\n"
+    )
+
+
+def _classes(recipe: PriorRecipe, dataset: TokenDataset) -> tuple[str, ...] | None:
+    """The names of the labels that the prior is conditioned on.
+
+    Raises:
+        UserError: `condition: label`, but the tokens carry no labels, or not in every row.
+    """
+    if recipe.condition == "none":
+        return None
+    for name in ("train", "validation"):
+        labels = dataset.split(name).labels
+        if dataset.spec.classes is None or labels is None or (labels < 0).any():
+            raise UserError(
+                f"condition: found 'label', but {recipe.tokens} has rows without a label in split {name!r}; expected 'none'"
+            )
+    return dataset.spec.classes
 
 
 def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase], Job]:
     dataset = TokenDataset.open(recipe.tokens)
     tokenizer = load_tokenizer(dataset.tokenizer_folder)
-    dataset.spec.check_tokenizer(tokenizer.fingerprint)
+    dataset.spec.check_tokenizer(tokenizer.fingerprint, str(dataset.tokenizer_folder), str(recipe.tokens))
     refuse_collapsed(dataset)
     tokens, held_out = dataset.split("train"), dataset.split("validation")
     classes = _classes(recipe, dataset)
     rows, size = range(min(len(held_out), recipe.training.validation_rows)), recipe.training.batch_size
     spec = dataset.spec
-    baseline = UnigramBigram(spec.codebook_size).fit(torch.from_numpy(tokens.tokens.astype("int64")).view(-1, *spec.grid))
+    baseline = UnigramBigram(spec.codebook_size).fit(
+        torch.from_numpy(tokens.tokens.astype("int64")).view(-1, *spec.grid)
+    )
     anchors = baseline.bits_per_token(held_out.batch(rows)["codes"])
 
     def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        share = size // world
         for step in range(start, recipe.training.steps):
-            indices = batch_indices(recipe.seed, step, size, len(tokens))
-            yield tokens.batch(indices[rank * share : (rank + 1) * share])
+            yield tokens.batch(batch_indices(recipe.seed, step, size, len(tokens), rank, world))
 
     def validate(modules: Mapping[str, nn.Module]) -> dict[str, float]:
         prior = cast(PriorPhase, modules["prior"]).prior
         bits = 0.0
-        for part in itertools.batched(rows, size) if hasattr(itertools, "batched") else _batched(rows, size):
-            batch = {name: value.to(prior.device) for name, value in held_out.batch(part).items()}
+        for first in range(0, len(rows), size):
+            batch = {name: value.to(prior.device) for name, value in held_out.batch(rows[first : first + size]).items()}
             bits += sequence_bits(prior, batch["codes"], batch["label"] if classes else None).sum().item()
         per_token = bits / len(rows) / spec.tokens_per_image
         return {"bits_per_token": per_token, "unigram_bits": anchors.unigram, "bigram_bits": anchors.bigram}

@@ -120,7 +120,12 @@ class Runner:
 
 
 def train(
-    folder: RunFolder, phases: Mapping[str, Phase], config: TrainingConfig, seed: int, job: Job, accelerator: Accelerator
+    folder: RunFolder,
+    phases: Mapping[str, Phase],
+    config: TrainingConfig,
+    seed: int,
+    job: Job,
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     """Train `phases` for `config.steps` updates, from the newest state in `folder` if there is one.
 
@@ -178,7 +183,9 @@ def train(
                 recent.clear()
                 broken = [name for name, value in means.items() if name.endswith("loss") and value != value]
                 if broken:
-                    raise UserError(f"{folder.path}: {broken[0]} is not a number at step {done}; lower learning_rate or clip_norm")
+                    raise UserError(
+                        f"{folder.path}: {broken[0]} is not a number at step {done}; lower learning_rate or clip_norm"
+                    )
                 meter.note(**{name: value for name, value in means.items() if name.endswith("loss")})
                 first = next(iter(runners.values()))
                 record(done, "train", {**means, "learning_rate": first.optimizer.param_groups[0]["lr"]})
@@ -217,6 +224,8 @@ def _parts(batch: Batch, count: int, device: torch.device) -> list[Batch]:
 def _means(recent: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
     """Means over the steps since the last call and over the processes."""
     names = sorted(recent[0])
-    stacked = torch.stack([torch.stack([metrics[name].float().cpu() for name in names]) for metrics in recent]).mean(dim=0)
+    stacked = torch.stack([torch.stack([metrics[name].float().cpu() for name in names]) for metrics in recent]).mean(
+        dim=0
+    )
     reduced = accelerator.reduce(stacked.to(accelerator.device), reduction="mean")
     return dict(zip(names, reduced.tolist(), strict=True))

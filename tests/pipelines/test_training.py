@@ -214,6 +214,9 @@ def test_bad_batch_size_and_nan_are_named(tmp_path):
 def test_another_recipe_is_refused_and_watching_may_change(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open(Recipe(training=QUICK), overwrite=False)
+    folder.open(Recipe(name="mended before anything was saved", training=QUICK), overwrite=False)
+    folder.open(Recipe(training=QUICK), overwrite=False)
+    folder.save_state(1, {}, keep=1)
     folder.open(Recipe(training=QUICK.model_copy(update={"log_every": 7})), overwrite=False)
     with pytest.raises(UserError, match=r"training.batch_size: the run has 8, this recipe has 16"):
         folder.open(Recipe(training=QUICK.model_copy(update={"batch_size": 16})), overwrite=False)

@@ -1,0 +1,115 @@
+"""A model folder loads exactly, or says what is wrong with it."""
+
+import json
+
+import pytest
+import torch
+
+from pipelines.checkpoint import fingerprint, load_prior, load_tokenizer, resolve_folder, save_tokenizer
+from pipelines.data.preprocess import Preprocess
+from pipelines.errors import UserError
+from tokenizer import Autoencoder, AutoencoderConfig
+
+PREPROCESS = Preprocess(mode="L", size=8)
+CONFIG = {
+    "image_size": 8,
+    "channels": 1,
+    "backbone": {"kind": "conv", "widths": [4, 8], "residual_blocks": 1, "residual_width": 4},
+    "bottleneck": {"kind": "vq", "num_codes": 16, "dim": 4},
+    "likelihood": {"kind": "normal"},
+}
+
+
+def autoencoder(**changes):
+    torch.manual_seed(0)
+    return Autoencoder(AutoencoderConfig.model_validate(CONFIG | changes)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_tokenizer(tmp_path / "model", autoencoder(), PREPROCESS)
+    return tmp_path / "model"
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_saved_tokenizer_comes_back_bit_for_bit(folder):
+    before, after = autoencoder(), load_tokenizer(folder)
+    assert after.model.config == before.config and after.preprocess == PREPROCESS and not after.model.training
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.model.state_dict()[name]), name
+
+
+def test_the_fingerprint_knows_what_makes_tokens_and_nothing_else():
+    model = autoencoder()
+    identity = fingerprint(model, PREPROCESS)
+    with torch.no_grad():
+        next(model.decoder.parameters()).add_(1)
+    assert fingerprint(model, PREPROCESS) == identity
+    assert fingerprint(model, Preprocess(mode="L", size=8, resample="nearest")) != identity
+    for part in (model.encoder, model.bottleneck):
+        tensor = next(t for t in part.state_dict().values() if t.is_floating_point())
+        tensor.add_(1e-3)
+        assert fingerprint(model, PREPROCESS) != identity
+        tensor.sub_(1e-3)
+
+
+def test_a_flipped_byte_is_seen(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: sha256 is .* corrupted"):
+        load_tokenizer(folder)
+
+
+def test_a_torn_file_with_a_matching_hash_is_seen(folder):
+    import hashlib
+
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    edit(folder / "config.json", weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_tokenizer(folder)
+
+
+def test_weights_of_another_shape_are_named(folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["model"]["bottleneck"]["num_codes"] = 32
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"does not fit config.json: bottleneck\..* has shape .*, expected"):
+        load_tokenizer(folder)
+
+
+def test_an_edited_fingerprint_unknown_key_or_format_is_named(folder):
+    edit(folder / "config.json", fingerprint="0" * 64)
+    with pytest.raises(UserError, match="fingerprint is 000000000000"):
+        load_tokenizer(folder)
+    edit(folder / "config.json", colour="blue")
+    with pytest.raises(UserError, match="colour: unknown key"):
+        load_tokenizer(folder)
+    edit(folder / "config.json", format="smalti-tokenizer/9")
+    with pytest.raises(UserError, match="found format 'smalti-tokenizer/9', expected 'smalti-tokenizer/1'"):
+        load_tokenizer(folder)
+    with pytest.raises(UserError, match="expected 'smalti-prior/1'"):
+        load_prior(folder)
+
+
+def test_missing_weights_and_folders_are_named(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: missing"):
+        load_tokenizer(folder)
+    with pytest.raises(UserError, match="no such folder"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no config\.json, best/ or last/"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_run_folder_means_its_best_model_else_its_last(tmp_path):
+    save_tokenizer(tmp_path / "last", autoencoder(), PREPROCESS)
+    assert resolve_folder(tmp_path) == tmp_path / "last"
+    save_tokenizer(tmp_path / "best", autoencoder(), PREPROCESS)
+    assert resolve_folder(tmp_path) == tmp_path / "best"
+    assert resolve_folder(tmp_path / "last") == tmp_path / "last"
