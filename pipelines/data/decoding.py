@@ -3,6 +3,7 @@
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -12,7 +13,7 @@ from PIL import Image
 
 # What PIL's decoders raise on broken files, beside OSError.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error)
-BROKEN = (*BROKEN, OverflowError, MemoryError, RuntimeError)
+BROKEN = (*BROKEN, OverflowError, MemoryError, RuntimeError, AssertionError, zlib.error)
 
 
 class TooLarge(ValueError):

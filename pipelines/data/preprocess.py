@@ -70,7 +70,7 @@ def to_mode(image: Image.Image, mode: Literal["L", "RGB"], ground: tuple[int, in
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image)
-    if image.mode in ("P", "PA"):  # by way of RGB, because the palette may be in any mode
+    if image.mode not in ("1", "L", "RGB"):  # not every mode has a way of its own to grey
         image = image.convert("RGB")
     return image.convert(mode)
 

@@ -48,7 +48,7 @@ MARGIN, GAP = 0.03, 0.05
 TRIES = 16
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
-_GROUNDS = np.array(list(GROUNDS.values()), np.float32)
+_GROUNDS = np.array(list(GROUNDS.values()), np.uint8)
 
 
 class ShapesConfig(BaseModel):
@@ -157,42 +157,58 @@ def _place(u: NDArray[np.float64], extents: NDArray[np.float64], two: NDArray[np
     return tried[np.arange(len(tried)), chosen]
 
 
-def coverage(shape: int, radius: NDArray[np.float64], centre: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-    """(n, size, size) share of each pixel that a shape covers: half a pixel minus the signed distance to its outline.
+def coverage(shape: int, radius: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]) -> np.ndarray:
+    """(n, h, w) share of each pixel that a shape covers: half a pixel minus the signed distance to its outline.
 
-    `radius` (n,) and `centre` (n, 2) are fractions of the picture's side.
+    `radius` (n,), and where the pixels' centres lie from the shape's: `x` (n, w), `y` (n, h); all in pixels.
     """
-    grid = np.arange(size, dtype=np.float32) + 0.5
-    x = (grid - (centre[:, 0, None] * size).astype(np.float32))[:, None, :]
-    y = (grid - (centre[:, 1, None] * size).astype(np.float32))[:, :, None]
-    r = (radius * size).astype(np.float32)[:, None, None]
+    x, y, r = x[:, None, :], y[:, :, None], radius[:, None, None]
     match SHAPES[shape]:
         case "circle":
             distance = np.sqrt(x * x + y * y) - r
         case "square":
             distance = np.maximum(np.abs(x), np.abs(y)) - SQUARE * r
         case "triangle":
-            inradius = r * np.float32(TRIANGLE / 2)
-            distance = np.maximum(y, np.abs(x) * np.float32(SIDE) - 0.5 * y) - inradius
+            distance = np.maximum(y, np.abs(x) * np.float32(SIDE) - 0.5 * y) - TRIANGLE / 2 * r
         case _:
             x, y, bar, width = np.abs(x), np.abs(y), BAR * r, BAR_WIDTH * r
             distance = np.minimum(np.maximum(x - bar, y - width), np.maximum(x - width, y - bar))
-    return np.clip(0.5 - distance, 0, 1, dtype=np.float32)
+    return np.clip(0.5 - distance, 0, 1)
 
 
 def draw(scenes: Scenes, size: int) -> UInt8[Tensor, "n 3 size size"]:
-    """Antialiased pictures of the scenes."""
-    pictures = np.empty((len(scenes), 3, size, size), np.float32)
-    pictures[:] = _GROUNDS[scenes.ground][:, :, None, None]
+    """Antialiased pictures of the scenes. Objects never touch, so each is painted in a window of its own."""
+    pictures = np.empty((len(scenes), size, size, 3), np.uint8)
+    pictures[:] = _GROUNDS[scenes.ground][:, None, None]
     for j in range(2):
-        for shape in range(len(SHAPES)):
-            rows = np.flatnonzero((scenes.shape[:, j] == shape) & (scenes.count > j))
-            if len(rows):
-                paint = _PALETTE[scenes.colour[rows, j]][:, :, None, None]
-                cover = coverage(shape, scenes.radius[rows, j], scenes.centre[rows, j], size)[:, None]
-                under = pictures[rows]
-                pictures[rows] = under + cover * (paint - under)
-    return torch.from_numpy(np.rint(pictures).astype(np.uint8))
+        for shape, reach in enumerate(EXTENTS.max(1)):
+            for radius in RADII.values():
+                here = (scenes.shape[:, j] == shape) & (scenes.radius[:, j] == radius) & (scenes.count > j)
+                if len(rows := np.flatnonzero(here)):
+                    _paint(pictures, rows, scenes.centre[rows, j], scenes.colour[rows, j], shape, radius, reach)
+    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+
+
+def _paint(
+    pictures: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    centre: NDArray[np.float64],
+    colour: NDArray[np.int64],
+    shape: int,
+    radius: float,
+    reach: float,
+) -> None:
+    """Paint objects of one shape and radius, whose farthest point lies `reach` radii from the centroid, into `rows`."""
+    size = pictures.shape[1]
+    window = min(size, int(np.ceil(2 * reach * radius * size)) + 2)
+    corner = np.clip(np.floor(centre * size - window / 2 + 0.5).astype(np.int64), 0, size - window)
+    pixel = corner[:, None] + np.arange(window)[:, None]  # (n, window, xy)
+    offset = (pixel + 0.5 - centre[:, None] * size).astype(np.float32)
+    radii = np.full(len(rows), radius * size, np.float32)
+    cover = coverage(shape, radii, offset[..., 0], offset[..., 1])[..., None]
+    place = rows[:, None, None], pixel[:, :, None, 1], pixel[:, None, :, 0]
+    under = pictures[place].astype(np.float32)
+    pictures[place] = np.rint(under + cover * (_PALETTE[colour][:, None, None] - under)).astype(np.uint8)
 
 
 class Shapes:

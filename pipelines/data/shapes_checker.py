@@ -62,17 +62,18 @@ def _match(share: NDArray[np.float64], size: int) -> tuple[str, str, float, floa
     grid = (np.arange(size) + 0.5) / size
     centre = np.array([weight.sum(0) @ grid, weight.sum(1) @ grid]) / weight.sum()
     centres = centre + OFFSETS / size
+    x, y = np.moveaxis((grid[:, None] - centres[:, None]).astype(np.float32) * size, -1, 0)
     blur = _blur(size)
     best = ("", "", 0.0, 0.0, -1.0)
     for shape, name in enumerate(SHAPES):
         for scale, radius in RADII.items():
-            sharp = coverage(shape, np.full(len(centres), radius), centres, size)
+            sharp = coverage(shape, np.full(len(centres), radius * size, np.float32), x, y)
             templates = np.concatenate([sharp, blur @ sharp @ blur])
             agreement = 2 * (templates * share).sum((1, 2)) / ((templates**2).sum((1, 2)) + (share**2).sum())
             top = int(agreement.argmax())
             if agreement[top] > best[4]:
-                x, y = centres[top % len(centres)]
-                best = (name, scale, float(x), float(y), float(agreement[top]))
+                at = centres[top % len(centres)]
+                best = (name, scale, float(at[0]), float(at[1]), float(agreement[top]))
     return best
 
 

@@ -137,6 +137,7 @@ class Torchvision:
         self.data, self.name, self.split = data, config.name, split
         self.root = Path(config.root).resolve()
         self.provenance: dict[str, Any] = {"kind": "torchvision", "path": config.name, "split": split}
+        _check_gives_images(data, config.name)
         targets = _targets(data)
         self.classes = _classes(data, targets)
         self.fast: FastPath | None = None if targets is None else _in_memory(self, targets)
@@ -157,12 +158,20 @@ class Torchvision:
 
     def read(self, row: int) -> tuple[Image.Image, Facts]:
         image, target = self.data[row]
-        if not isinstance(image, Image.Image):
-            raise UserError(f"torchvision {self.name} gives {type(image).__name__}, not images")
         label = int(target) if self.classes is not None else None
         if label is not None and not 0 <= label < len(self.classes or ()):
             raise ValueError(f"label {label} is none of the {len(self.classes or ())} classes")
         return image, Facts(self.key(row), label)
+
+
+def _check_gives_images(data: Any, name: str) -> None:
+    try:
+        item = data[0] if len(data) else (Image.new("L", (1, 1)), None)
+    except BROKEN:
+        return  # an unreadable picture is no reason to refuse the others
+    if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)):
+        found = type(item[0] if isinstance(item, tuple) else item).__name__
+        raise UserError(f"torchvision {name} gives {found}, not images with a target")
 
 
 def _integer(target: Any) -> bool:
