@@ -24,7 +24,6 @@ class Block:
     qkv: Float[Tensor, "d qkv"]
     out: Float[Tensor, "heads_d d"]
     up: Float[Tensor, "d two_f"]
-    up_bias: Float[Tensor, " two_f"]
     down: Float[Tensor, "f d"]
 
 
@@ -87,7 +86,7 @@ class StaticDecoder:
                     qkv[:, 0], cache[:, 0, :, :end], cache[:, 1, :, :end], is_causal=tokens > 1
                 )
                 x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
-                up, gate = torch.addmm(block.up_bias, _normalized(x), block.up).chunk(2, dim=-1)
+                up, gate = torch.mm(_normalized(x), block.up).chunk(2, dim=-1)
                 x.addmm_(F.silu(gate).mul_(up), block.down)
             self.filled = end
             return torch.mm(_normalized(x), self.head)
@@ -99,7 +98,6 @@ class StaticDecoder:
             qkv=_folded(attention_norm, qkv),
             out=attention.to_out.weight.t().contiguous(),
             up=_folded(feedforward_norm, glu.proj.weight),
-            up_bias=glu.proj.bias,
             down=down.weight.t().contiguous(),
         )
 

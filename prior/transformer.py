@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from x_transformers import Decoder, TransformerWrapper
+from x_transformers.x_transformers import GLU
 
 from prior.conditioning import condition_tokens, drop_condition
 from prior.sequence import codes_to_tokens
@@ -113,6 +114,9 @@ class TokenPrior(nn.Module):
                 verbose=False,
             ),
         )
+        for block in self.network.modules():
+            if isinstance(block, GLU):
+                block.proj.register_parameter("bias", None)  # no linear map here has one; x-transformers has no knob
         if transformer.positions == "learned":
             self.network.pos_emb = GridPositions(transformer.dim, vocabulary.grid)
             self.network.can_cache_kv_outside_max_seq_len = False
