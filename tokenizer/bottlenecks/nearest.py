@@ -1,0 +1,42 @@
+"""Nearest codes and cluster sums, without ever holding one number for every pair of vector and code."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Scores held at once: on a CPU few enough to stay in cache, on an accelerator enough to fill it.
+SCORES_ON_CPU, SCORES_ON_ACCELERATOR = 2**20, 2**26
+
+
+@torch.no_grad()
+def nearest(vectors: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+    """The index of the code nearest to each vector, the first one of equals.
+
+    With m the mean code, the nearest code e maximises <x, e - m> - <e + m, e - m>/2, which is the squared distance
+    without what all codes share: |x|² and an offset common to the codes would only cost digits.
+    """
+    mean = codebook.mean(0)
+    centred = codebook - mean
+    bias = -0.5 * (centred * (codebook + mean)).sum(1)
+    budget = SCORES_ON_CPU if vectors.device.type == "cpu" else SCORES_ON_ACCELERATOR
+    rows = min(max(1, budget // len(codebook)), max(1, len(vectors)))
+    scores = vectors.new_empty(rows, len(codebook))
+    best = vectors.new_empty(rows)
+    codes = vectors.new_empty(len(vectors), dtype=torch.long)
+    for start in range(0, len(vectors), rows):
+        chunk = vectors[start : start + rows]
+        found = codes[start : start + rows]
+        torch.addmm(bias, chunk, centred.t(), out=scores[: len(chunk)])
+        torch.max(scores[: len(chunk)], dim=1, out=(best[: len(chunk)], found))
+    return codes
+
+
+@torch.no_grad()
+def cluster_sums(
+    vectors: Float[Tensor, "n d"], codes: Int[Tensor, " n"], num_codes: int
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
+    """How many vectors each code was given, and their sum."""
+    # index_add rather than bincount for the counts: on a GPU bincount waits for the device.
+    counts = vectors.new_zeros(num_codes).index_add_(0, codes, vectors.new_ones(len(vectors)))
+    sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, codes, vectors)
+    return counts, sums
