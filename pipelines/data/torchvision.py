@@ -101,7 +101,9 @@ def _source(
         raise UserError(f"torchvision {config.name}: {error}") from error
     except TypeError as error:
         raise UserError(f"torchvision {config.name} with arguments {config.arguments}: {error}") from error
-    except (RuntimeError, OSError, ImportError, AssertionError, EOFError) as error:
+    except ImportError as error:
+        raise UserError(f"torchvision {config.name} needs a package that is not installed: {error}") from error
+    except (RuntimeError, OSError, AssertionError, EOFError) as error:
         raise UserError(_missing(config, family, can_download, error)) from error
     return Torchvision(data, config, split)
 
@@ -116,7 +118,9 @@ def _missing(config: TorchvisionConfig, family: Any, can_download: bool, error: 
     else:
         folder = root / getattr(family, "base_folder", "")
         expected = "the files as torchvision unpacks them"
-    tried = "could not be downloaded" if can_download and config.download else "is not there"
+    tried = "cannot be read, and torchvision does not download it"
+    if can_download:
+        tried = "could not be downloaded" if config.download else "is not there, and source.download is false"
     return f"torchvision {config.name}: the data {tried} ({error}). Looked in {folder}, expected {expected}"
 
 

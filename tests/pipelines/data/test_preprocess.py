@@ -36,7 +36,7 @@ def test_identity_is_cheap():
         for _ in range(50):
             apply(image, config)
         rounds.append((time.perf_counter() - begin) / 50)
-    assert min(rounds) < 100e-6  # measured: 8 µs; the slack is for a busy machine
+    assert min(rounds) < 100e-6  # measured: 15 µs; the slack is for a busy machine
 
 
 @pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic"])
