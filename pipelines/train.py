@@ -47,11 +47,12 @@ def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         accelerator.print(f"{folder.path}: finished; nothing to do (--overwrite starts over)")
         return folder
     torch.manual_seed(recipe.seed)  # the initial weights
-    match recipe:
-        case TokenizerRecipe():
-            phases, job = _tokenizer_job(recipe, folder)
-        case PriorRecipe():
-            phases, job = _prior_job(recipe, folder)
+    with accelerator.main_process_first():  # so that a data set is downloaded once
+        match recipe:
+            case TokenizerRecipe():
+                phases, job = _tokenizer_job(recipe, folder)
+            case PriorRecipe():
+                phases, job = _prior_job(recipe, folder)
     train(folder, phases, recipe.training, recipe.seed, job, accelerator)
     return folder
 
