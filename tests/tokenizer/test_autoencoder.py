@@ -66,6 +66,8 @@ def test_evaluation_repeats_itself_and_changes_no_buffer(name):
 @every_bottleneck
 def test_gradients_reach_every_parameter(name):
     model = build(name)
+    # Untrained features are small: FSQ would round them all to zero, and hide the decoder's first weights behind that.
+    model.encoder[-1].weight.data *= 10
     sum(term.sum() for term in model(pictures(5)).terms.values()).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
@@ -77,13 +79,13 @@ def test_overfits_a_few_pictures(name):
     weights = {key: WEIGHTS[key] for key in model.term_names()}
     phase = AutoencoderPhase(model, ObjectiveConfig(weights=weights))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(250):
+    for step in range(150):
         optimizer.zero_grad()
         loss, _ = phase(batch, step)
         loss.backward()
         optimizer.step()
     phase.eval()
-    _, metrics = phase(batch, 250)
+    _, metrics = phase(batch, 150)
     assert metrics["psnr"] > 22  # a mean colour gives about 11 dB
 
 
