@@ -210,8 +210,8 @@ class ImageGenerationPipeline:
     def decode(self, codes: Int[Tensor, "b rows columns q"]) -> Float[Tensor, "b c h w"]:
         """Pictures in [0, 1], float32 on the CPU.
 
-        Every pass has one size, the last one padded: kernels are chosen by shape and round differently, and a level of a
-        pixel that flips would make a picture depend on its neighbours.
+        Every pass has one size, the last one padded: kernels are chosen by shape and round differently, and a level of
+        a pixel that flips would make a picture depend on its neighbours.
         """
         model, size = self.tokenizer.model, self.tokenizer.model.config.image_size
         passes = max(1, min(16, 16 * 64 * 64 // size**2))

@@ -1,0 +1,66 @@
+"""The figures of a finished pipeline: `report.json` for programs, `report.md` and a table for people."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipelines.atomic import replacing, write_json, write_text
+from pipelines.progress import clock, console
+
+Report = Mapping[str, Any]
+PICTURES = {
+    "reconstructions.png": "Images of the held-out split, each above its reconstruction",
+    "samples.png": "Samples of the prior, decoded",
+    "codes.png": "How often each code is used, and what the most and least used ones look like",
+}
+
+
+def rows(report: Report) -> list[tuple[str, str]]:
+    """The report as lines: what, and the figure with its unit and what it has to be held against."""
+    tokens, bits, fidelity = report["codes"], report["bits_per_token"], report["reconstruction"]
+    likeness = "" if fidelity["ssim"] is None else f", SSIM {fidelity['ssim']:.4f}"
+    lines = [
+        ("reconstruction", f"PSNR {fidelity['psnr']:.2f} dB{likeness} ({fidelity['images']:,} images)"),
+        ("codes used", f"{tokens['used']} of {tokens['size']} ({tokens['used'] / tokens['size']:.1%})"),
+        ("perplexity of the codes", f"{tokens['perplexity']:.1f} ({tokens['verdict']})"),
+        ("held-out bits per token", f"{bits['prior']:.3f} ({bits['images']:,} images)"),
+        ("… unigram, bigram baseline", f"{bits['unigram']:.3f}, {bits['bigram']:.3f}"),
+        ("… below the bigram baseline", f"{1 - bits['prior'] / bits['bigram']:.1%}"),
+    ]
+    if labels := report["labels"]:
+        lines += [
+            ("samples that obey their label", f"{labels['accuracy']:.1%} of {labels['images']:,} ({labels['judge']})"),
+            ("… the same judge on real images", f"{labels['real_accuracy']:.1%} of {labels['real_images']:,}"),
+        ]
+    total = sum(report["seconds"].values())
+    times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
+    return [*lines, ("time", f"{clock(total)} ({times})")]
+
+
+def write_report(folder: Path, report: Report, title: str) -> None:
+    """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
+    table = "\n".join(f"| {what} | {figure} |" for what, figure in rows(report))
+    shown = "\n\n".join(f"![{text}]({name})" for name, text in PICTURES.items() if (folder / name).is_file())
+    worst = ""
+    if labels := report["labels"]:
+        ordered = sorted(labels["by_class"].items(), key=lambda pair: pair[1])
+        cells = "\n".join(f"| {name} | {share:.1%} |" for name, share in ordered)
+        worst = f"\n\n| label, worst first | obeyed |\n|---|---|\n{cells}"
+    write_text(folder / "report.md", f"# {title}\n\n| what | figure |\n|---|---|\n{table}\n\n{shown}{worst}\n")
+    write_json(folder / "report.json", report)
+
+
+def print_report(report: Report, title: str) -> None:
+    table = Table(title=title, show_header=False)
+    for row in rows(report):
+        table.add_row(*row)
+    console.print(table)
+
+
+def place_picture(source: Path, target: Path) -> None:
+    """Copy a picture to where the report shows it, atomically."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,262 @@
+"""The whole chain of a pipeline recipe: `smalti run`. Every stage continues or skips by itself; rerun to resume."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipelines import runtime
+from pipelines.atomic import write_json, write_text
+from pipelines.checkpoint import load_prior, load_tokenizer, resolve_folder, sha256_of
+from pipelines.configuring import dump, find_recipe, override, read_yaml, validate
+from pipelines.data import Split
+from pipelines.data.shapes import ShapesConfig
+from pipelines.encode import SPLITS, encode
+from pipelines.errors import UserError
+from pipelines.evaluate.classifier import TRAINING, ClassifierRecipe, train_classifier
+from pipelines.evaluate.labels import label_accuracy
+from pipelines.evaluate.token_bits import token_bits
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.health_picture import draw_health
+from pipelines.progress import console
+from pipelines.recipes import PriorRecipe, TokenizerRecipe
+from pipelines.reconstruct import reconstruct
+from pipelines.report import Report, place_picture, print_report, write_report
+from pipelines.sample import read_samples, sample
+from pipelines.token_dataset import TokenDataset
+from pipelines.token_statistics import codebook_health, window_of
+from pipelines.train import train_recipe
+from pipelines.training import TrainingConfig
+from prior import SamplingOptions
+
+
+class EncodeOptions(BaseModel):
+    """As `smalti encode`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    splits: tuple[Split, ...] = SPLITS
+    num_shards: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+
+
+class SampleOptions(BaseModel):
+    """n images, every class in turn; `options` become the defaults of the generator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    n: int = Field(default=64, ge=1)
+    seed: int = 0
+    batch_size: int = Field(default=64, ge=1)
+    options: SamplingOptions = SamplingOptions()
+
+
+class ClassifierOptions(BaseModel):
+    """The judge of labels where the data has no checker of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seed: int = Field(default=0, ge=0)
+    width: int = Field(default=16, ge=1)
+    training: TrainingConfig = TRAINING
+
+
+class EvaluateOptions(BaseModel):
+    """Figures over the first `limit` images of a held-out split (None: all); `shown` of them are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    split: Split = "test"
+    limit: int | None = Field(default=None, ge=1)
+    shown: int = Field(default=16, ge=1)
+    classifier: ClassifierOptions = ClassifierOptions()
+
+
+class PipelineRecipe(BaseModel):
+    """Both stages and what follows, in one folder. In the YAML, `tokenizer` and `prior` may be paths of recipes,
+    relative to this one; where those write, and which tokens the prior reads, follows from `output`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["pipeline"] = "pipeline"
+    output: Path
+    tokenizer: TokenizerRecipe
+    prior: PriorRecipe
+    encode: EncodeOptions = EncodeOptions()
+    sample: SampleOptions = SampleOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_output(cls, content: Any) -> Any:
+        match content:
+            case {"output": output, "tokenizer": dict(tokenizer), "prior": dict(prior)}:
+                root = Path(output)
+                tokenizer = {**tokenizer, "output": root / "tokenizer"}
+                prior = {**prior, "output": root / "prior", "tokens": root / "tokens"}
+                return {**content, "tokenizer": tokenizer, "prior": prior}
+        return content
+
+    @model_validator(mode="after")
+    def _splits_suffice(self) -> Self:
+        missing = {"train", "validation", self.evaluate.split} - set(self.encode.splits)
+        if missing:
+            raise ValueError(f"encode.splits leaves out {', '.join(sorted(missing))}, which prior or evaluate needs")
+        return self
+
+
+def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> PipelineRecipe:
+    """A pipeline recipe, with the recipes that it names put in place of their paths before overrides are applied
+    (`tokenizer.training.steps=100`).
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    path = find_recipe(path)
+    content = read_yaml(path)
+    if content.get("kind") != "pipeline":
+        raise UserError(
+            f"{path}: kind: found {content.get('kind')!r}, expected 'pipeline'; `smalti train` takes the others"
+        )
+    for part in ("tokenizer", "prior"):
+        if isinstance(content.get(part), str):
+            content[part] = read_yaml(path.parent / content[part])
+    return validate(PipelineRecipe, override(content, overrides or []), path)
+
+
+def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
+    """Train the tokenizer, encode, train the prior, save the generator, sample, evaluate, report.
+
+    Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
+    """
+    root, described = recipe.output, recipe.model_dump(mode="json")
+    accelerator = runtime.start(recipe.tokenizer.training.precision)
+    finished = root / "report.json"
+    if finished.is_file() and not overwrite:
+        report = json.loads(finished.read_text())
+        if report["recipe"] == described:
+            if accelerator.is_main_process:
+                console.print(f"{root}: finished; nothing to do (--overwrite starts over)")
+                print_report(report, root.name)
+            return report
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        finished.unlink(missing_ok=True)
+        write_text(root / "recipe.yaml", dump(recipe))
+        if overwrite:
+            (root / "seconds.json").unlink(missing_ok=True)
+    stages = Stages(root, accelerator)
+    data = recipe.tokenizer.data
+
+    with stages("tokenizer"):
+        train_recipe(recipe.tokenizer, overwrite)
+    with stages("encode"):
+        options = recipe.encode
+        encode(
+            root / "tokenizer", data, root / "tokens", options.splits, options.num_shards, options.batch_size, overwrite
+        )
+    with stages("prior"):
+        train_recipe(recipe.prior, overwrite)
+    with stages("generator"):
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_generator(root, recipe.sample.options)
+        accelerator.wait_for_everyone()
+    with stages("sample"):
+        wanted = recipe.sample
+        sample(root / "generator", root / "samples", None, wanted.n, wanted.seed, wanted.batch_size, overwrite)
+    with stages("reconstruct"):
+        judged = recipe.evaluate
+        where = judged.shown, judged.split, judged.limit
+        reconstruct(root / "tokenizer", data, root / "reconstructions", *where, overwrite=overwrite)
+    if needs_classifier(recipe):
+        with stages("classifier"):
+            chosen = judged.classifier.model_dump()
+            chosen["training"] = judged.classifier.training
+            plain = data.model_copy(update={"augment": type(data.augment)()})
+            train_classifier(ClassifierRecipe(output=root / "classifier", data=plain, **chosen), overwrite)
+    report: Report = {}
+    if accelerator.is_main_process:
+        with stages("evaluate"):
+            figures = evaluate(recipe, accelerator)
+        report = {"recipe": described, **figures, "seconds": stages.seconds}
+        write_report(root, report, f"{root.name}: from pictures to tokens to new pictures")
+        print_report(report, root.name)
+    accelerator.wait_for_everyone()
+    return report or json.loads(finished.read_text())
+
+
+class Stages:
+    """Announces each stage and remembers how long it took: the longest call, since a finished stage only looks."""
+
+    def __init__(self, root: Path, accelerator: Accelerator):
+        self.path, self.main = root / "seconds.json", accelerator.is_main_process
+        self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.main:
+            console.rule(f"[bold]{name}")
+        began = time.monotonic()
+        yield
+        took = round(time.monotonic() - began, 2)
+        self.seconds[name] = max(self.seconds.get(name, 0.0), took)
+        if self.main:
+            write_json(self.path, self.seconds)
+
+
+def save_generator(root: Path, options: SamplingOptions) -> None:
+    """Put the best tokenizer and prior of a pipeline run together, unless just these stand there already."""
+    folder, parts = root / "generator", ("tokenizer", "prior")
+    pipeline = ImageGenerationPipeline(load_tokenizer(root / "tokenizer"), load_prior(root / "prior"), options)
+    weights = [(resolve_folder(root / part), folder / part) for part in parts]
+    same = all(_same_file(ours, theirs, "model.safetensors") for ours, theirs in weights)
+    if not (same and (folder / "model_index.json").is_file() and _options(folder) == options):
+        pipeline.save_pretrained(folder, overwrite=True)
+
+
+def _options(generator: Path) -> SamplingOptions:
+    return ImageGenerationPipeline.from_pretrained(generator).generation_config
+
+
+def _same_file(one: Path, other: Path, name: str) -> bool:
+    return (other / name).is_file() and sha256_of(one / name) == sha256_of(other / name)
+
+
+def needs_classifier(recipe: PipelineRecipe) -> bool:
+    return recipe.prior.condition == "label" and not isinstance(recipe.tokenizer.data.source, ShapesConfig)
+
+
+def evaluate(recipe: PipelineRecipe, accelerator: Accelerator) -> dict[str, Any]:
+    """The figures and pictures of finished stages; on one process."""
+    root, chosen, data = recipe.output, recipe.evaluate, recipe.tokenizer.data
+    dataset = TokenDataset.open(root / "tokens")
+    tokenizer = load_tokenizer(root / "tokenizer", accelerator.device)
+    window = window_of(dataset.split(chosen.split))
+    health = codebook_health(window)
+    draw_health(root / "codes.png", window, health, tokenizer.model)
+    place_picture(root / "samples" / "samples.png", root / "samples.png")
+    place_picture(root / "reconstructions" / "reconstructions.png", root / "reconstructions.png")
+    fidelity = json.loads((root / "reconstructions" / "reconstruction.json").read_text())
+    bits = token_bits(root / "prior", root / "tokens", chosen.split, chosen.limit, device=accelerator.device)
+    labels = None
+    if recipe.prior.condition == "label":
+        samples = read_samples(root / "samples")
+        judge = root / "classifier" if needs_classifier(recipe) else None
+        classes = samples.classes or []
+        labels = asdict(
+            label_accuracy(samples.images, samples.labels, classes, data, judge, chosen.split, chosen.limit)
+        )
+    return {
+        "reconstruction": {name: fidelity[name] for name in ("images", "psnr", "ssim")},
+        "codes": {
+            "size": health.counts.numel(),
+            "used": int((health.counts > 0).sum()),
+            "perplexity": float(health.perplexity),
+            "verdict": health.verdict,
+        },
+        "bits_per_token": asdict(bits),
+        "labels": labels,
+    }
