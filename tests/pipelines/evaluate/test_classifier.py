@@ -1,0 +1,83 @@
+"""Laws of the judge: it learns, it is reproducible, and a damaged folder is refused."""
+
+import json
+
+import pytest
+import torch
+
+from pipelines.data import open_images, ordered_loader, stack
+from pipelines.errors import UserError
+from pipelines.evaluate.classifier import ClassifierRecipe, load_classifier, train_classifier
+from pipelines.training import TrainingConfig
+
+TRAINING = TrainingConfig.model_validate(
+    {
+        "steps": 60,
+        "batch_size": 32,
+        "optimizer": {"learning_rate": 1e-2, "warmup": 5},
+        "ema_decay": None,
+        "validate_every": 60,
+        "validation_rows": 64,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def recipe(make_data, tmp_path_factory):
+    data = make_data(train=1000, validation=64, test=128)
+    output = tmp_path_factory.mktemp("classifier") / "run"
+    return ClassifierRecipe(output=output, data=data, width=8, training=TRAINING)
+
+
+@pytest.fixture(scope="module")
+def folder(recipe):
+    return train_classifier(recipe).path
+
+
+def test_it_learns_what_real_images_show(folder, recipe):
+    judge = load_classifier(folder)
+    examples = [
+        example for part in ordered_loader(open_images(recipe.data, "test"), range(128), 64) for example in part
+    ]
+    labels = torch.tensor([example.label for example in examples])
+    accuracy = (judge(stack(examples)) == labels).float().mean().item()
+    assert accuracy > 5 / len(judge.classes)
+
+
+def test_batches_of_images_are_judged_as_one(folder, recipe):
+    judge = load_classifier(folder)
+    images = stack([open_images(recipe.data, "test").read(row) for row in range(7)])
+    assert torch.equal(judge(images, batch_size=3), judge(images))
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(folder, recipe, tmp_path):
+    short = recipe.model_copy(update={"training": TRAINING.model_copy(update={"steps": 3})})
+    folders = [
+        train_classifier(short.model_copy(update={"output": tmp_path / name, "seed": seed})).path
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    a, b, c = (json.loads((path / "last" / "config.json").read_text()) for path in folders)
+    assert a == b
+    assert a["weights_sha256"] != c["weights_sha256"] and a["recipe_sha256"] != c["recipe_sha256"]
+    assert (a["seed"], c["seed"]) == (0, 1)
+
+
+def test_a_finished_classifier_is_left_alone(folder, recipe):
+    stamp = (folder / "done.json").stat().st_mtime_ns
+    train_classifier(recipe)
+    assert (folder / "done.json").stat().st_mtime_ns == stamp
+
+
+def test_foreign_weights_are_refused(folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / "best" / name).read_bytes())
+    with (tmp_path / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"not the weights that config\.json names"):
+        load_classifier(tmp_path)
+
+
+def test_data_without_classes_is_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.data.shapes.CLASSES", [])
+    with pytest.raises(UserError, match="expected at least two to train a classifier on"):
+        train_classifier(recipe.model_copy(update={"output": tmp_path / "never"}))
