@@ -3,10 +3,11 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from pipelines import runtime
 from pipelines.atomic import write_bytes, write_json, write_text
 from pipelines.checkpoint import LoadedTokenizer, load_tokenizer
-from pipelines.data import DataConfig, ImageDataset, open_images
+from pipelines.data import DataConfig, ImageDataset, Split, open_images
 from pipelines.encoding import encode_shards, passes_of
 from pipelines.errors import UserError
 from pipelines.progress import console
@@ -26,7 +27,7 @@ from pipelines.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, 
 from pipelines.token_statistics import split_statistics
 from tokenizer import Autoencoder
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 OURS = ("manifest.json", "README.md", "reconstructions.png", "data", "tokenizer")
 # A newer library or another machine may flip a near-tie; a complete data set stays good all the same.
 HARMLESS = ("compute.", "tokenizer.library_version")
@@ -68,7 +69,7 @@ def encode(
     accelerator = runtime.start()
     tokenizer = load_tokenizer(tokenizer_folder, accelerator.device)
     lenient = _prepared_as(tokenizer, data)
-    datasets = {split: open_images(lenient, split) for split in splits}
+    datasets: dict[Split, ImageDataset] = {split: open_images(lenient, split) for split in named_splits(splits)}
     spec = build_spec(tokenizer, data, datasets, num_shards, accelerator.device)
     complete = _claim(output, spec, overwrite)
     if complete is not None:
@@ -78,7 +79,7 @@ def encode(
         _prepare_folder(output, spec, tokenizer.folder, overwrite)
     accelerator.wait_for_everyone()
 
-    shards = [shard for split in splits for shard in plan(split, len(datasets[split]), spec.shards[split])]
+    shards = [shard for split, images in datasets.items() for shard in plan(split, len(images), spec.shards[split])]
     mine = shards[accelerator.process_index :: accelerator.num_processes]
     pending = [shard for shard in mine if not finished(output, spec, shard)]
     rate = encode_shards(
@@ -101,10 +102,18 @@ def encode(
     return _encoded(output, manifest, rate, already_complete=False)
 
 
+def named_splits(splits: Sequence[str]) -> list[Split]:
+    """Each split once, in the house's order. UserError for a name that is none, or for none at all."""
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown or not splits:
+        raise UserError(f"split: found {', '.join(unknown) or 'none'}, expected {', '.join(SPLITS)}")
+    return [split for split in SPLITS if split in splits]
+
+
 def build_spec(
     tokenizer: LoadedTokenizer,
     data: DataConfig,
-    datasets: dict[str, ImageDataset],
+    datasets: Mapping[Split, ImageDataset],
     num_shards: int | None,
     device: torch.device,
 ) -> TokenSpec:
@@ -118,12 +127,11 @@ def build_spec(
     for split, dataset in datasets.items():
         if len(dataset) == 0:
             raise UserError(f"data: split {split!r} has no images; leave it out of the splits to encode")
-    classes = {split: dataset.classes for split, dataset in datasets.items()}
-    first = next(iter(classes))
-    for split, names in classes.items():
-        if names != classes[first]:
-            raise UserError(f"data: split {split!r} has classes {names}, split {first!r} has {classes[first]}")
-    names = classes[first]
+    first = next(iter(datasets))
+    names = datasets[first].classes
+    for split, dataset in datasets.items():
+        if dataset.classes != names:
+            raise UserError(f"data: split {split!r} has classes {dataset.classes}, split {first!r} has {names}")
     return TokenSpec(
         codebook_size=model.num_codes,
         num_codebooks=model.grid[2],
@@ -145,7 +153,7 @@ def build_spec(
         ),
         source=Source(
             data=data.model_dump(mode="json", exclude={"preprocess", "augment", "workers"}),
-            provenance=datasets[first].source,
+            provenance={split: dataset.source for split, dataset in datasets.items()},
             rows={split: len(dataset) for split, dataset in datasets.items()},
         ),
         shards={s: plan(s, len(d), num_shards or default_shards(len(d)))[0].count for s, d in datasets.items()},
@@ -249,10 +257,10 @@ def _prepare_folder(output: Path, spec: TokenSpec, tokenizer_folder: Path, overw
 
 
 def _complete(
-    output: Path, spec: TokenSpec, shards: list[Shard], tokenizer: LoadedTokenizer, datasets: dict[str, ImageDataset]
+    output: Path, spec: TokenSpec, shards: list[Shard], tokenizer: LoadedTokenizer, datasets: dict[Split, ImageDataset]
 ) -> None:
     """Hashes, figures, picture and card; the manifest last."""
-    splits: dict[str, ManifestSplit] = {}
+    splits: dict[Split, ManifestSplit] = {}
     for split, dataset in datasets.items():
         paths = [output / shard.file for shard in shards if shard.split == split]
         entries = tuple(

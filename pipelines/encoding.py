@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipelines.data import Example, ImageDataset, Unreadable
+from pipelines.data import Example, ImageDataset, Split, Unreadable
 from pipelines.errors import UserError
 from pipelines.progress import progress
 from pipelines.token_shards import Shard, ShardContent, write_shard
@@ -43,7 +43,7 @@ def passes_of(batch_size: int, compute_batch: int) -> int:
 
 def encode_shards(
     model: Autoencoder,
-    datasets: dict[str, ImageDataset],
+    datasets: Mapping[Split, ImageDataset],
     spec: TokenSpec,
     shards: list[Shard],
     output: Path,
@@ -104,11 +104,11 @@ def ahead_of(items: Iterator[Item], ahead: int) -> Iterator[Item]:
 
 
 def _passes(
-    datasets: dict[str, ImageDataset], spec: TokenSpec, shards: list[Shard], refuse_unreadable: bool, workers: int
+    datasets: Mapping[Split, ImageDataset], spec: TokenSpec, shards: list[Shard], refuse_unreadable: bool, workers: int
 ) -> Iterator[Pass]:
     """Every pass of the shards; read here, or by `workers` processes where decoding costs more than encoding."""
     size = spec.compute.batch
-    for split, group in groupby(shards, key=lambda shard: shard.split):
+    for _, group in groupby(shards, key=lambda shard: shard.split):
         jobs = [
             (shard, range(start, min(start + size, shard.rows.stop)))
             for shard in group
@@ -116,7 +116,7 @@ def _passes(
         ]
         rows = [list(rows) for _, rows in jobs]
         loader = DataLoader(
-            datasets[split],
+            datasets[jobs[0][0].split],
             batch_sampler=rows,
             num_workers=workers,
             collate_fn=list,

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizer.codebook_health import CodebookHealth
 from torch import Tensor, nn
 
 from pipelines.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
 from pipelines.configuring import read_yaml, validate
-from pipelines.data import DataConfig, open_images
+from pipelines.data import DataConfig, Split, open_images
 from pipelines.encoding import encode_pass
 from pipelines.errors import UserError
 from pipelines.health_picture import draw_health
@@ -24,6 +23,7 @@ from pipelines.token_statistics import TokenWindow, codebook_health, window_of
 from pipelines.tracking import read_metrics
 from pipelines.verify_tokens import Verified, verify
 from tokenizer import Autoencoder
+from tokenizer.codebook_health import CodebookHealth
 
 Facts = list[tuple[str, str]]
 EXPECTED = "a tokenizer, prior, generator or run folder, or a token dataset"
@@ -110,7 +110,7 @@ def inspect_tokens(folder: Path, verify_rows: int | None, split: str | None, pic
         facts.append((name, text))
     tokenizer = load_tokenizer(dataset.tokenizer_folder)
     spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), str(folder))
-    window = window_of(dataset.split(split or next(iter(dataset.manifest.splits))))
+    window = window_of(dataset.split(split or dataset.splits[0]))
     found = Inspection("token dataset", folder, facts)
     _judge(found, window, tokenizer.model, picture)
     if verify_rows is not None:
@@ -169,7 +169,7 @@ def inspect_run(folder: Path, picture: Path) -> Inspection:
 
 @torch.inference_mode()
 def encoded_window(
-    tokenizer: LoadedTokenizer, data: DataConfig, split: str = "validation", batch: int = 64
+    tokenizer: LoadedTokenizer, data: DataConfig, split: Split = "validation", batch: int = 64
 ) -> TokenWindow:
     """The tokens of a whole split, encoded here and now."""
     model = tokenizer.model

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.data.dataset import Split
 from pipelines.errors import UserError
 from pipelines.token_manifest import Manifest, ManifestSplit, ShardEntry, file_sha256, read_manifest
 from pipelines.token_shards import RERUN, read_column, read_tokens, row_count
@@ -30,8 +32,9 @@ class TokenSplit:
     256 tokens take 512 MB as uint16.
     """
 
-    def __init__(self, folder: Path, spec: TokenSpec, name: str, entry: ManifestSplit):
-        self.folder, self.spec, self.name, self.entry = folder, spec, name, entry
+    def __init__(self, folder: Path, spec: TokenSpec, name: Split, entry: ManifestSplit):
+        self.folder, self.spec, self.entry = folder, spec, entry
+        self.name: Split = name
 
     def __len__(self) -> int:
         return self.entry.rows
@@ -90,7 +93,7 @@ class TokenDataset:
 
     def __init__(self, folder: Path, spec: TokenSpec, manifest: Manifest):
         self.folder, self.spec, self.manifest = folder, spec, manifest
-        self._splits: dict[str, TokenSplit] = {}
+        self._splits: dict[Split, TokenSplit] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenDataset":
@@ -122,10 +125,16 @@ class TokenDataset:
         """The tokenizer that made the tokens, stored with them."""
         return self.folder / "tokenizer"
 
-    def split(self, name: str) -> TokenSplit:
+    @property
+    def splits(self) -> list[Split]:
+        """Names of the splits there are, the training split first where there is one."""
+        return list(self.manifest.splits)
+
+    def split(self, wanted: str) -> TokenSplit:
         """The split of that name; its tokens are read on first use. UserError names the splits there are."""
-        if name not in self.manifest.splits:
-            raise UserError(f"{self.folder}: has no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
+        if wanted not in self.splits:
+            raise UserError(f"{self.folder}: has no split {wanted!r}; expected one of {', '.join(self.splits)}")
+        name = cast(Split, wanted)
         if name not in self._splits:
             self._splits[name] = TokenSplit(self.folder, self.spec, name, self.manifest.splits[name])
         return self._splits[name]

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.configuring import validate
+from pipelines.data.dataset import Split
 from pipelines.errors import UserError
 
 
@@ -64,10 +66,10 @@ class Manifest(BaseModel):
     format: Literal["smalti-token-manifest/1"] = "smalti-token-manifest/1"
     spec_sha256: str
     digest: str
-    splits: dict[str, ManifestSplit]
+    splits: dict[Split, ManifestSplit]
 
 
-def digest_of(spec_sha256: str, splits: dict[str, ManifestSplit]) -> str:
+def digest_of(spec_sha256: str, splits: Mapping[Split, ManifestSplit]) -> str:
     """sha256 over the spec's hash and each shard's name, rows and hash, in order."""
     content = [spec_sha256, *([s.file, s.rows, s.sha256] for split in splits.values() for s in split.shards)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, List, Value
 
 from pipelines.atomic import replacing
+from pipelines.data.dataset import Split
 from pipelines.errors import UserError
 from pipelines.token_spec import TokenSpec
 
@@ -23,7 +24,7 @@ METADATA = b"smalti"
 class Shard:
     """Rows `rows` of a split's source, the `index`-th of `count` shards."""
 
-    split: str
+    split: Split
     index: int
     count: int
     rows: range
@@ -52,7 +53,7 @@ def default_shards(rows: int) -> int:
     return max(1, -(-rows // ROWS_PER_SHARD))
 
 
-def plan(split: str, rows: int, num_shards: int) -> list[Shard]:
+def plan(split: Split, rows: int, num_shards: int) -> list[Shard]:
     """Contiguous shards whose sizes differ by one at most: a function of its arguments, not of the processes."""
     count = max(1, min(num_shards, rows))
     bounds = [rows * index // count for index in range(count + 1)]

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines.configuring import validate
+from pipelines.data.dataset import Split
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
 from pipelines.run_folder import flat
@@ -49,14 +50,14 @@ class Compute(BaseModel):
 
 
 class Source(BaseModel):
-    """Where the images came from: the data block of the recipe (what `inspect --verify` opens again), the provenance
-    that the source reports, and the number of rows of each split.
+    """Where the images came from: the data block of the recipe (what `inspect --verify` opens again), what the source
+    reports of each split, and the number of rows of each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: dict[str, Any]
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    rows: dict[str, int]
+    provenance: dict[Split, Any] = Field(default_factory=dict)
+    rows: dict[Split, int]
 
 
 class TokenSpec(BaseModel):
@@ -80,7 +81,7 @@ class TokenSpec(BaseModel):
     has_text: bool = False
     compute: Compute
     source: Source
-    shards: dict[str, int]
+    shards: dict[Split, int]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

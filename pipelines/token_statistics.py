@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizer.codebook_health import CodebookHealth, CodeUsage
 from torch import Tensor
 
-from pipelines.data import Example, ImageDataset
+from pipelines.data import Example, ImageDataset, Split
 from pipelines.errors import UserError
 from pipelines.evaluate.fidelity import psnr
 from pipelines.pictures import save_grid
@@ -16,6 +15,7 @@ from pipelines.token_dataset import TokenDataset, TokenSplit
 from pipelines.token_manifest import ManifestSplit, Stats
 from pipelines.token_spec import TokenSpec
 from tokenizer import Autoencoder
+from tokenizer.codebook_health import CodebookHealth, CodeUsage
 
 PSNR_IMAGES, SHOWN = 256, 10
 ROWS_AT_ONCE = 4096
@@ -57,7 +57,7 @@ def unigram_bits(tokens: np.ndarray, codebook_size: int) -> float:
 def split_statistics(
     folder: Path,
     spec: TokenSpec,
-    name: str,
+    name: Split,
     entry: ManifestSplit,
     model: Autoencoder,
     dataset: ImageDataset,
@@ -96,13 +96,13 @@ def reconstruct_sample(model: Autoencoder, dataset: ImageDataset, n: int, batch:
     return images.float() / 255, decoded
 
 
-def refuse_collapsed(dataset: TokenDataset, split: str = "train") -> CodebookHealth:
+def refuse_collapsed(dataset: TokenDataset, split: Split = "train") -> CodebookHealth:
     """The health of the codebook on `split` (the first there is if it has none of that name).
 
     Raises:
         UserError: the verdict is "collapsed": a prior on these tokens could only repeat a few tiles.
     """
-    name = split if split in dataset.manifest.splits else next(iter(dataset.manifest.splits))
+    name = split if split in dataset.splits else dataset.splits[0]
     health = codebook_health(window_of(dataset.split(name)))
     if health.verdict == "collapsed":
         raise UserError(

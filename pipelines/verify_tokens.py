@@ -1,5 +1,6 @@
 """`smalti inspect --verify N`: encode N random rows of the original images again and compare."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.nn.functional import normalize
 
 from pipelines.checkpoint import load_tokenizer
 from pipelines.configuring import validate
-from pipelines.data import DataConfig, Example, ImageDataset, open_images
+from pipelines.data import DataConfig, Example, ImageDataset, Split, open_images
 from pipelines.errors import UserError
 from pipelines.token_dataset import TokenDataset
 from pipelines.token_shards import plan, skipped_rows
@@ -51,8 +52,8 @@ def verify(dataset: TokenDataset, rows: int, split: str | None = None, seed: int
         UserError: a damaged file, images that cannot be found again or have other keys, or a foreign tokenizer inside.
     """
     dataset.verify_files()
-    spec, name = dataset.spec, split or next(iter(dataset.manifest.splits))
-    tokens = dataset.split(name)
+    spec, tokens = dataset.spec, dataset.split(split or dataset.splits[0])
+    name = tokens.name
     tokenizer = load_tokenizer(dataset.tokenizer_folder)
     spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), str(dataset.folder))
     content = {**spec.source.data, "preprocess": spec.preprocess.model_dump(), "on_unreadable": "skip"}
@@ -78,7 +79,7 @@ def verify(dataset: TokenDataset, rows: int, split: str | None = None, seed: int
     return Verified(name, len(chosen), len(chosen) * spec.tokens_per_image, mismatches, tuple(gaps))
 
 
-def source_rows(dataset: TokenDataset, name: str, images: ImageDataset) -> np.ndarray:
+def source_rows(dataset: TokenDataset, name: Split, images: ImageDataset) -> np.ndarray:
     """The row of the source of each row of tokens: the same but for the images that were skipped."""
     entry = dataset.manifest.splits[name]
     if not entry.skipped:
@@ -115,7 +116,7 @@ def _compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> t
     features = model.encoder(model.likelihood.inmap(images.float() / 255))
     if getattr(model.bottleneck, "unit_length", False):  # cosine codebooks compare directions
         features = normalize(features, dim=1)
-    before = (features - model.bottleneck.codes_to_latents(stored)).square().sum(1)
-    now = (features - model.bottleneck.codes_to_latents(found)).square().sum(1)
+    latents: Callable[[Tensor], Tensor] = model.bottleneck.codes_to_latents  # type: ignore[assignment]
+    before, now = ((features - latents(codes)).square().sum(1) for codes in (stored, found))
     gap = (before - now) / now.clamp(min=1e-12)
     return int(wrong.sum()), gap[wrong.any(-1)].abs().tolist()

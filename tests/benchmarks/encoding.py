@@ -1,17 +1,16 @@
 """How fast `encode` is against the bare encoder, and whether the batch size changes tokens.
 
-    python tests/benchmarks/encoding.py [--images 10000] [--repeats 3]
+    python tests/benchmarks/encoding.py [--images 10000] [--repeats 5]
 
 Fashion-MNIST where data/FashionMNIST is, else the built-in shapes. The bare rate is that of `tokenizer.encode` on
-batches of uint8 images that are in memory already, of the size that `encode` uses; both take turns, so that a busy
-machine slows both. The rate of `encode` counts reading, encoding and writing all shards.
+batches of uint8 images that are in memory already, of the size that `encode` uses. Both take turns and the best of each
+counts, because other work on the machine only ever slows. The rate of `encode` counts reading, encoding and writing.
 """
 
 import argparse
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -64,7 +63,7 @@ def unguarded_agreement(model: Autoencoder, images: torch.Tensor) -> tuple[int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     data = data_config(arguments.images)
     images = open_images(data, "test")
@@ -76,15 +75,12 @@ def main() -> None:
         size = compute_batch(data.preprocess.size, "cpu")
         loaded = torch.stack([example.image for example in images.__getitems__(range(len(images)))])
         bare_rate(model, list(loaded[: 8 * size].split(size)))  # warm up
-        rates, ratios = [], []
+        rates, bares = [], []
         for repeat in range(arguments.repeats):
-            bare = bare_rate(model, list(loaded.split(size)))
-            found = encode(folder / "tokenizer", data, folder / f"tokens-{repeat}", splits=("test",))
-            bare = (bare + bare_rate(model, list(loaded.split(size)))) / 2
-            rates.append(found.rate)
-            ratios.append(found.rate / bare)
-            print(f"bare {bare:,.0f} images/s, encode {found.rate:,.0f} images/s: {found.rate / bare:.1%}")
-        print(f"encode {median(rates):,.0f} images/s, {median(ratios):.1%} of the bare forward rate (goal: 90 %)")
+            bares.append(bare_rate(model, list(loaded.split(size))))
+            rates.append(encode(folder / "tokenizer", data, folder / f"tokens-{repeat}", splits=("test",)).rate)
+            print(f"bare {bares[-1]:,.0f} images/s, encode {rates[-1]:,.0f} images/s")
+        print(f"encode {max(rates):,.0f} images/s, {max(rates) / max(bares):.1%} of the bare forward rate (goal: 90 %)")
 
         for batch_size in (1, 64):
             encode(folder / "tokenizer", data, folder / f"by-{batch_size}", splits=("test",), batch_size=batch_size)

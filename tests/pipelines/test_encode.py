@@ -195,6 +195,11 @@ def test_another_preprocessing_than_the_tokenizers_is_refused(tiny_tokenizer, ma
         encode(tiny_tokenizer, data, tmp_path, splits=("train",))
 
 
+def test_a_split_that_is_none_is_named(tiny_tokenizer, make_data, tmp_path):
+    with pytest.raises(UserError, match="found tset, expected train, validation, test"):
+        encode(tiny_tokenizer, make_data(train=5), tmp_path, splits=("train", "tset"))
+
+
 def test_a_pass_is_never_empty_nor_larger_than_its_budget():
     for size in (8, 28, 64, 128, 256, 512, 2048):
         batch = compute_batch(size, "cpu")
