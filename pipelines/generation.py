@@ -41,7 +41,7 @@ Draws {size} x {size} {mode} pictures: {tokens} tokens of {codes} codes ({kind})
 Labels: {condition}.
 
 ```python
-from pipelines.generation import ImageGenerationPipeline
+from pipelines import ImageGenerationPipeline
 
 pipe = ImageGenerationPipeline.from_pretrained("this folder")
 pipe(num_images_per_prompt=4, generator=0).images[0]

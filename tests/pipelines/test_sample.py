@@ -1,6 +1,10 @@
 """Laws of sampling into a folder: an image is a function of index, seed and label, whatever happens around it."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.image_seeds import image_seeds
 from pipelines.pictures import to_uint8
+from pipelines.reconstruct import reconstruct
 from pipelines.sample import read_samples, sample
 from pipelines.token_dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
@@ -99,3 +104,36 @@ def test_other_options_are_refused_until_overwriting(generator, tmp_path):
 def test_samples_that_are_not_there_are_named(tmp_path):
     with pytest.raises(UserError, match=r"samples\.json: cannot be read"):
         read_samples(tmp_path)
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+from pipelines.data import DataConfig
+from pipelines.reconstruct import reconstruct
+from pipelines.sample import sample
+generator, output, data = sys.argv[1:]
+sample(generator, Path(output) / "s", n=5, batch_size=2)
+reconstruct(generator, DataConfig.model_validate_json(data), Path(output) / "r", n=4)
+"""
+
+
+def test_two_processes_write_what_one_writes(generator, make_data, tmp_path):
+    data = make_data(train=8, validation=8, test=21)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", TWO, str(generator), str(tmp_path / "two"), data.model_dump_json()]
+    processes = [
+        subprocess.Popen(
+            command, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        )
+        for rank in ("0", "1")
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    sample(generator, tmp_path / "one" / "s", n=5)
+    reconstruct(generator, data, tmp_path / "one" / "r", n=4)
+    assert torch.equal(read_samples(tmp_path / "two" / "s").images, read_samples(tmp_path / "one" / "s").images)
+    one, two = (json.loads((tmp_path / name / "r" / "reconstruction.json").read_text()) for name in ("one", "two"))
+    assert two == {**one, "psnr": pytest.approx(one["psnr"], rel=1e-6), "ssim": pytest.approx(one["ssim"], rel=1e-6)}
