@@ -171,13 +171,14 @@ def run(
     Example: smalti run configs/shapes/pipeline.yaml
     """
     from pipelines.configuring import dump
-    from pipelines.run import load_pipeline, run_pipeline
+    from pipelines.run import load_pipeline
+    from pipelines.run import run as verb
 
     resolved = load_pipeline(recipe, overrides)
     if print_config:
         print(dump(resolved), end="")
         return
-    run_pipeline(resolved, overwrite)
+    verb(resolved, overwrite)
 
 
 @app.command()

@@ -1,0 +1,72 @@
+"""README is true: its tree is the disk's, its commands are the program's, its recipes and pictures exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipelines import cli
+from pipelines.recipes import load_recipe
+from pipelines.run import load_pipeline
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def tree_block() -> str:
+    return next(block for block in re.findall(r"```\n(.*?)```", README, re.S) if block.startswith("tokenizer/"))
+
+
+def test_every_module_stands_in_the_tree_and_nothing_else_does():
+    named, folder = set(), []
+    for line in tree_block().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        entry = line.split()[0] if line.strip() else ""
+        if entry.endswith("/"):
+            folder = [*folder[:depth], entry.rstrip("/")]
+            assert ROOT.joinpath(*folder).is_dir(), line
+        elif entry.endswith(".py"):
+            named.add("/".join([*folder[:depth], entry]))
+    floors = ("tokenizer", "prior", "pipelines")
+    on_disk = {str(p.relative_to(ROOT)) for floor in floors for p in (ROOT / floor).rglob("*.py")}
+    plain = {path for path in on_disk if not path.endswith(("__init__.py", "__main__.py"))}
+    assert named - on_disk == set()
+    assert plain - named == set()
+
+
+def test_every_command_that_readme_shows_exists():
+    shown = set(re.findall(r"^smalti (\w+)", README, re.M))
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert shown == commands
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`?make ([\w-]+)", README)) <= targets
+
+
+@pytest.mark.parametrize("options", re.findall(r"^smalti (.+?)(?:\s+#.*)?$", README, re.M))
+def test_shown_options_are_known(options):
+    verb, *rest = options.split()
+    text = CliRunner().invoke(cli.app, [verb, "--help"]).output
+    for word in rest:
+        if word.startswith("-"):
+            assert re.search(rf"(^|[\s,]){re.escape(word)}\b", text), f"{verb} has no {word}"
+
+
+def test_links_and_pictures_exist_and_are_small():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        path = ROOT / target
+        assert path.exists(), target
+        if path.suffix == ".png":
+            assert path.stat().st_size < 300_000, target
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recipe_is_valid_and_its_header_holds_its_command(path):
+    name = str(path.relative_to(ROOT))
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    pipeline = yaml.safe_load(path.read_text())["kind"] == "pipeline"
+    load_pipeline(path) if pipeline else load_recipe(path)
+    assert f"smalti {'run' if pipeline else 'train'} {name}" in header
+    assert name in README
