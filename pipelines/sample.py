@@ -142,7 +142,8 @@ def _complete(output: Path, request: dict[str, Any], names: list[str], pipeline:
     cycle = len(request["labels"])
     titles = [entry["label_name"] or "" for entry in entries]
     aligned = 2 <= cycle <= GRID_COLUMNS  # one column per label
-    columns = cycle if aligned else min(GRID_COLUMNS, max(1, round(len(names) ** 0.5)))
+    whole = max(d for d in range(1, GRID_COLUMNS + 1) if cycle % d == 0)  # whole rows make up a turn of the labels
+    columns = cycle if aligned else whole if whole > 3 else min(GRID_COLUMNS, max(1, round(len(names) ** 0.5)))
     shown = min(len(names), columns * GRID_ROWS)
     tiles = []
     for name in names[:shown]:

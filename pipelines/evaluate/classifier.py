@@ -22,6 +22,7 @@ from pipelines.configuring import validate
 from pipelines.data import DataConfig, Preprocess, open_images, ordered_loader, stack, training_loader
 from pipelines.errors import UserError
 from pipelines.pictures import save_grid
+from pipelines.progress import console
 from pipelines.run_folder import RunFolder
 from pipelines.training import Batch, Job, Phase, TrainingConfig, train
 
@@ -134,6 +135,8 @@ def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFo
     with accelerator.main_process_first():
         folder.open(recipe, overwrite and accelerator.is_main_process)
     if folder.finished:
+        if accelerator.is_main_process:
+            console.print(f"{folder.path}: finished; nothing to do")
         return folder
     images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
     if not images.classes or len(images.classes) < 2:
