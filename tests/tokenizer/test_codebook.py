@@ -29,7 +29,13 @@ def test_nearest_is_the_smallest_distance_whatever_the_chunk(budget, monkeypatch
 
 
 def test_nearest_takes_the_first_of_equal_codes():
-    assert nearest(torch.ones(4, 3), torch.ones(5, 3)).eq(0).all()
+    codebook = torch.randn(50, 3).repeat(2, 1)
+    assert torch.equal(nearest(codebook, codebook), torch.arange(50).repeat(2))
+
+
+def test_codes_of_diverged_features_stay_in_range():
+    vectors = torch.tensor([[torch.inf, 0.0], [torch.nan, 0.0], [-torch.inf, torch.inf]])
+    assert nearest(vectors, torch.randn(5, 2)).lt(5).all()
 
 
 def test_cluster_sums_are_the_one_hot_products():

@@ -86,7 +86,9 @@ class VQ(nn.Module):
             levels.append(codebook(residual.detach(), step))
             residual = residual - levels[-1].vectors
             commitment = commitment + residual.view(b, -1).square().sum(1)
-        z = self.carry_gradient(rows, reduce(add, [level.vectors for level in levels]))
+        z = reduce(add, [level.vectors for level in levels])
+        if rows.requires_grad:
+            z = self.carry_gradient(rows, z)
         codes = torch.stack([level.codes for level in levels], dim=-1)
         return Bottlenecked(
             z.view(b, height, width, self.dim).permute(0, 3, 1, 2),
