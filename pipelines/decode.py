@@ -57,7 +57,7 @@ def decode(
     grid = output / "grid.png"
     job = {"tokens": dataset.manifest.digest, "split": split, "decoder": _weights(tokenizer)}
     if _finished(output, job, count, overwrite):
-        console.print(f"{output}: already decoded, {count:,} pictures; nothing to do")
+        console.print(f"{output}: already decoded, {count:,} pictures; nothing to do", markup=False, soft_wrap=True)
         return Decoded(output, pictures, grid, already_complete=True)
     write_json(output / "decoded.json", {**job, "rows": 0})
     with progress(count, "decode", unit="image") as meter, torch.inference_mode():

@@ -99,7 +99,10 @@ def encode(
         _complete(output, spec, shards, tokenizer, datasets)
     accelerator.wait_for_everyone()
     manifest = TokenDataset.open(output).manifest
-    return _encoded(output, manifest, rate, already_complete=False)
+    encoded = _encoded(output, manifest, rate, already_complete=False)
+    if accelerator.is_main_process:
+        _tell(encoded, manifest)
+    return encoded
 
 
 def named_splits(splits: Sequence[str]) -> list[Split]:
@@ -284,10 +287,25 @@ def _complete(
     write_text(output / "manifest.json", json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
 
 
+def _tell(encoded: Encoded, manifest: Manifest) -> None:
+    text = f"{encoded.folder}: {encoded.rows:,} rows"
+    if encoded.skipped:
+        text += f", {encoded.skipped:,} unreadable images left out (named in manifest.json)"
+    for name, split in manifest.splits.items():
+        if split.stats is not None:
+            psnr, health = (
+                f"reconstruction {split.stats.psnr_db:.2f} dB",
+                f"{split.stats.verdict}: {split.stats.reason}",
+            )
+            text += f"\n  {name}: {split.rows:,} rows, {psnr}, codebook {health}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _already(complete: TokenDataset, visible: bool) -> Encoded:
     encoded = _encoded(complete.folder, complete.manifest, 0.0, already_complete=True)
     if visible:
-        console.print(f"{complete.folder}: already complete, {encoded.rows:,} rows; nothing to do")
+        text = f"{complete.folder}: already complete, {encoded.rows:,} rows; nothing to do"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     return encoded
 
 

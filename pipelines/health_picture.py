@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tokenizer.codebook_health import CodebookHealth
 from torch import Tensor
 
 from pipelines.atomic import replacing
 from pipelines.pictures import to_uint8
 from pipelines.token_statistics import TokenWindow
 from tokenizer import Autoencoder
+from tokenizer.codebook_health import CodebookHealth
 
 CODES, EXAMPLES = 8, 6  # codes shown at each end, places of each
 GAP = 2  # pixels between patches
@@ -41,7 +41,7 @@ def draw_health(path: Path, window: TokenWindow, health: CodebookHealth, model: 
 def patches(window: TokenWindow, model: Autoencoder, code: int, examples: int = EXAMPLES) -> Tensor:
     """Up to `examples` places of a code, evenly spread over the window: uint8 (e, c, s, s), decoded with their images.
 
-    s is the side of a position and half of one on every side; what lies outside the picture is black.
+    s is the side of a position and half of one on every side; what lies outside the picture is white.
     """
     _, width, depth = window.grid
     places = np.flatnonzero(window.tokens.reshape(-1) == code)
@@ -53,7 +53,7 @@ def patches(window: TokenWindow, model: Autoencoder, code: int, examples: int = 
         images = to_uint8(model.decode_codes(window.codes(rows).to(device))).cpu()
     side = images.shape[-1] // width
     margin = max(1, side // 2)
-    images = torch.nn.functional.pad(images, (margin, margin, margin, margin))
+    images = torch.nn.functional.pad(images, (margin, margin, margin, margin), value=255)
     span = side + 2 * margin
     return torch.stack(
         [
@@ -65,11 +65,16 @@ def patches(window: TokenWindow, model: Autoencoder, code: int, examples: int = 
 
 def _draw_usage(axes: Axes, counts: np.ndarray, health: CodebookHealth, window: TokenWindow) -> None:
     share = 100 * counts / max(counts.sum(), 1)
-    axes.fill_between(np.arange(len(share)), share, step="mid", alpha=0.85)
+    used = share[share > 0]
+    floor = used.min() / 2
+    axes.stairs(used, np.arange(len(used) + 1) - 0.5, baseline=floor, fill=True)
     axes.axhline(100 / len(share), color="0.5", linewidth=0.8, linestyle="--")
+    if len(used) < len(share):
+        axes.axvspan(len(used) - 0.5, len(share) - 0.5, color="tab:red", alpha=0.15)
+    axes.set_yscale("log")  # a few codes of plain ground would flatten all others
     axes.set_xlim(-0.5, len(share) - 0.5)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("codes, most used first (dashed: all equally often)")
+    axes.set_ylim(bottom=floor)
+    axes.set_xlabel("codes, most used first (dashed: all equally often; red: never used)")
     axes.set_ylabel("% of tokens")
     axes.set_title(
         f"{window.name}: {int((counts > 0).sum())} of {len(counts)} codes used, perplexity {health.perplexity:.1f}: "

@@ -15,6 +15,7 @@ from pipelines.data import Unreadable, open_images
 from pipelines.data.preprocess import Preprocess
 from pipelines.encode import compute_batch, encode
 from pipelines.errors import UserError
+from pipelines.inspect import inspect
 from pipelines.token_dataset import TokenDataset
 
 ROWS = {"train": 1000, "validation": 70, "test": 130}
@@ -51,6 +52,21 @@ def test_tokens_are_the_codes_of_the_images(reference, tiny_tokenizer, make_data
         codes = model.encode(torch.stack([images.read(row).image for row in range(64)])).codes
     match = (codes.numpy() == np.stack([tokens[row].codes for row in range(64)])).mean()
     assert match > 0.999  # another kernel shape may flip a near-tie
+
+
+@pytest.mark.parametrize(
+    "bottleneck", [{"kind": "vq", "num_codes": 300, "dim": 8, "depth": 2}, {"kind": "fsq", "levels": (8, 5, 5)}]
+)
+def test_every_discrete_bottleneck_goes_to_tokens_and_back(bottleneck, make_tokenizer, make_data, tmp_path):
+    folder, data = make_tokenizer(tmp_path / "tokenizer", bottleneck), make_data(train=64)
+    encode(folder, data, tmp_path / "tokens", splits=("train",))
+    model, images = load_tokenizer(folder).model, open_images(data, "train")
+    codes = TokenDataset.open(tmp_path / "tokens").split("train").batch(range(64))["codes"]
+    with torch.inference_mode():
+        expected = model.encode(torch.stack([images.read(row).image for row in range(64)]))
+        torch.testing.assert_close(model.bottleneck.codes_to_latents(codes), expected.z)
+    torch.testing.assert_close(codes, expected.codes)
+    assert inspect(tmp_path / "tokens", verify_rows=64).verified.match_rate == 1
 
 
 def test_batch_sizes_1_and_64_give_the_same_tokens(reference, tiny_tokenizer, make_data, tmp_path):
