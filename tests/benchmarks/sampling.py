@@ -1,6 +1,6 @@
 """Sampling speed against x-transformers' cached `AutoregressiveWrapper.generate`, on the same weights.
 
-    python tests/benchmarks/sampling.py [--repeats 5] [--threads 2]
+    python tests/benchmarks/sampling.py [--repeats 3] [--threads 2] [--positions learned rotary]
 
 Both decode 256 tokens greedily with the very same network, and must choose the same tokens. They are timed in
 alternation, and the fastest run of each counts. The bound is the time a step would take if it did nothing but read its
@@ -104,7 +104,9 @@ def step_bound(prior: TokenPrior, batch: int, copied: float, multiplied: float) 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--positions", choices=["learned", "rotary"], default="learned")
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--positions", nargs="+", choices=["learned", "rotary"], default=["learned", "rotary"])
+    arguments = parser.parse_args()
+    for kind in arguments.positions:
+        main(arguments.repeats, arguments.threads, kind)
