@@ -1,4 +1,4 @@
-"""The verbs: everything that reads, writes, trains, samples or shows. Imports `tokenizer` and `prior`, never the reverse."""
+"""The verbs: everything that reads, writes, trains, samples or shows. Nothing in `tokenizer` or `prior` imports it."""
 
 from typing import TYPE_CHECKING, Any
 

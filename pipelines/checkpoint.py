@@ -19,7 +19,7 @@ from pipelines.atomic import replacing, write_json, write_text
 from pipelines.configuring import Model, validate
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
-from pipelines.token_spec import TokenSpec
+from pipelines.tokens.spec import TokenSpec
 from prior import PriorConfig, TokenPrior
 from tokenizer import Autoencoder, AutoencoderConfig
 
@@ -118,8 +118,8 @@ def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> Lo
     found = fingerprint(model, config.preprocess)
     if found != config.fingerprint:
         raise UserError(
-            f"{folder / 'config.json'}: fingerprint is {config.fingerprint[:12]}…, but encoder, codebook and preprocessing "
-            f"give {found[:12]}…; the folder was edited after it was written"
+            f"{folder / 'config.json'}: fingerprint is {config.fingerprint[:12]}…, but encoder, codebook and "
+            f"preprocessing give {found[:12]}…; the folder was edited after it was written"
         )
     return LoadedTokenizer(model.to(device).eval(), config.preprocess, config.fingerprint, folder)
 
@@ -194,7 +194,8 @@ def _read_weights(folder: Path, module: nn.Module, expected_hash: str) -> None:
     found_hash = sha256_of(path)
     if found_hash != expected_hash:
         raise UserError(
-            f"{path}: sha256 is {found_hash[:12]}…, config.json says {expected_hash[:12]}…: corrupted, or from another model"
+            f"{path}: sha256 is {found_hash[:12]}…, config.json says {expected_hash[:12]}…: corrupted, or "
+            "from another model"
         )
     try:
         tensors = load_file(path)

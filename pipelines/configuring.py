@@ -49,7 +49,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """`content` with each `key.sub=value` (value read as YAML) put in. Changing a `kind` drops the old variant's keys."""
+    """`content` with each `key.sub=value` (value read as YAML) set. A changed `kind` drops the old variant's keys."""
     result = _copied(content)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

@@ -14,7 +14,7 @@ from pipelines.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.errors import UserError
 from pipelines.pictures import save_grid, save_png
 from pipelines.progress import console, progress
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 
 GRID = 64  # pictures on the overview
 

@@ -16,15 +16,15 @@ from pipelines import runtime
 from pipelines.atomic import write_bytes, write_json, write_text
 from pipelines.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.data import DataConfig, ImageDataset, Split, open_images
-from pipelines.encoding import encode_shards, passes_of
 from pipelines.errors import UserError
 from pipelines.progress import console
-from pipelines.token_card import write_card
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_manifest import Manifest, ManifestSplit, ShardEntry, Skipped, digest_of, file_sha256
-from pipelines.token_shards import Shard, default_shards, finished, plan, row_count, skipped_rows
-from pipelines.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
-from pipelines.token_statistics import split_statistics
+from pipelines.tokens.card import write_card
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.encoding import encode_shards, passes_of
+from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, Skipped, digest_of, file_sha256
+from pipelines.tokens.shards import Shard, default_shards, finished, plan, row_count, skipped_rows
+from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
+from pipelines.tokens.statistics import split_statistics
 from tokenizer import Autoencoder
 
 SPLITS: tuple[Split, ...] = get_args(Split)

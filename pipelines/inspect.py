@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from pipelines.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
 from pipelines.configuring import read_yaml, validate
 from pipelines.data import DataConfig, Split, open_images
-from pipelines.encoding import encode_pass
 from pipelines.errors import UserError
-from pipelines.health_picture import draw_health
 from pipelines.progress import progress
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_spec import narrowest
-from pipelines.token_statistics import TokenWindow, codebook_health, window_of
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.encoding import encode_pass
+from pipelines.tokens.health_picture import draw_health
+from pipelines.tokens.spec import narrowest
+from pipelines.tokens.statistics import TokenWindow, codebook_health, window_of
+from pipelines.tokens.verify import Verified, verify
 from pipelines.tracking import read_metrics
-from pipelines.verify_tokens import Verified, verify
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth
 

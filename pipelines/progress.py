@@ -71,14 +71,17 @@ class Silent(Meter):
 
 
 @contextmanager
-def progress(
-    total: int, description: str, unit: str = "step", start: int = 0, visible: bool = True
-) -> Iterator[Meter]:
+def progress(total: int, description: str, unit: str = "step", start: int = 0, visible: bool = True) -> Iterator[Meter]:
     """A meter for `total` units of which `start` were done earlier; `visible` is false on all ranks but the first."""
     if not visible:
         yield Silent(total, description, unit, start)
     elif console.is_terminal:
-        columns = ("[bold]{task.description}", BarColumn(), "{task.completed:,}/{task.total:,}", "{task.fields[status]}")
+        columns = (
+            "[bold]{task.description}",
+            BarColumn(),
+            "{task.completed:,}/{task.total:,}",
+            "{task.fields[status]}",
+        )
         texts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
         with Progress(*texts, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
             yield Bar(total, description, unit, start, bars)

@@ -23,14 +23,14 @@ from pipelines.evaluate.classifier import TRAINING, ClassifierRecipe, train_clas
 from pipelines.evaluate.labels import label_accuracy
 from pipelines.evaluate.token_bits import token_bits
 from pipelines.generation import ImageGenerationPipeline
-from pipelines.health_picture import draw_health
 from pipelines.progress import console
 from pipelines.recipes import PriorRecipe, TokenizerRecipe
 from pipelines.reconstruct import reconstruct
 from pipelines.report import Report, place_picture, print_report, write_report
 from pipelines.sample import read_samples, sample
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_statistics import codebook_health, window_of
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.health_picture import draw_health
+from pipelines.tokens.statistics import codebook_health, window_of
 from pipelines.train import train_recipe
 from pipelines.training import TrainingConfig
 from prior import SamplingOptions

@@ -24,7 +24,7 @@ FREE_KEYS = (
 
 
 class RunFolder:
-    """`recipe.yaml`, `metrics.jsonl`, `curves.png`, `pictures/`, `best/`, `last/`, `state/`, and `done.json` at the end."""
+    """`recipe.yaml`, `metrics.jsonl`, `curves.png`, `pictures/`, `best/`, `last/`, `state/`; `done.json` at the end."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

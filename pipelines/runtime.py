@@ -39,8 +39,8 @@ def start(precision: Precision = "no", trackers: tuple[Tracker, ...] = (), folde
     )
     if accelerator.num_processes != expected:
         raise UserError(
-            f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} process(es): they would overwrite "
-            "each other. On CPUs start with `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
+            f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} process(es): they would "
+            "overwrite each other. On CPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
         )
     if trackers:
         accelerator.init_trackers("smalti")

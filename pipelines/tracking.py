@@ -20,7 +20,9 @@ def check_trackers(trackers: tuple[Tracker, ...]) -> None:
     """
     for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise UserError(f"training.trackers: {tracker!r} is not installed; expected after `pip install smalti[{tracker}]`")
+            raise UserError(
+                f"training.trackers: {tracker!r} is not installed; expected after `pip install smalti[{tracker}]`"
+            )
 
 
 class MetricsLog:

@@ -15,8 +15,8 @@ from pipelines.errors import UserError
 from pipelines.pictures import save_grid
 from pipelines.recipes import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.run_folder import RunFolder
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_statistics import refuse_collapsed
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.statistics import refuse_collapsed
 from pipelines.training import Batch, Job, Phase, train
 from prior import (
     PriorConfig,
@@ -125,7 +125,8 @@ def _classes(recipe: PriorRecipe, dataset: TokenDataset) -> tuple[str, ...] | No
         labels = dataset.split(name).labels
         if dataset.spec.classes is None or labels is None or (labels < 0).any():
             raise UserError(
-                f"condition: found 'label', but {recipe.tokens} has rows without a label in split {name!r}; expected 'none'"
+                f"condition: found 'label', but {recipe.tokens} has rows without a label in split {name!r}; "
+                "expected 'none'"
             )
     return dataset.spec.classes
 

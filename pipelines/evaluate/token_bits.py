@@ -7,7 +7,7 @@ import torch
 
 from pipelines.checkpoint import load_prior
 from pipelines.progress import progress
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 from prior import UnigramBigram, sequence_bits
 
 

@@ -17,7 +17,7 @@ import torch
 from pipelines.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.data import DataConfig, ImageDataset, open_images
 from pipelines.encode import compute_batch, encode
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 from tokenizer import Autoencoder, AutoencoderConfig
 
 

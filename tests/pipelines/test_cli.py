@@ -51,15 +51,21 @@ def test_the_schema_knows_every_bottleneck(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.bottleneck.num_cods=8"], r"tokenizer.yaml: model.bottleneck.num_cods: unknown key; did you mean 'num_codes'"),
+        (
+            ["model.bottleneck.num_cods=8"],
+            "tokenizer.yaml: model.bottleneck.num_cods: unknown key; did you mean 'num_codes'",
+        ),
         (["training.steps=many"], "training.steps: found 'many'"),
-        (["model.bottleneck.kind=magic"], "model.bottleneck.kind: found 'magic', expected one of 'vq', 'fsq', 'gaussian'"),
+        (
+            ["model.bottleneck.kind=magic"],
+            "model.bottleneck.kind: found 'magic', expected one of 'vq', 'fsq', 'gaussian'",
+        ),
         (["model.image_size=64"], "expected the same"),
         (["objective.weights={nll: 1, kl: 1}"], "commitment"),
         (["data.source={kind: huggingface, path: ./nowhere}"], "nowhere"),
         (["training.precision=fp16"], "fp16"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_recipe_is_one_message(monkeypatch, capsys, tmp_path, overrides, message):
     output = tmp_path / "out"
     arguments = ["train", "configs/shapes/tokenizer.yaml", f"output={output}", *overrides]

@@ -33,15 +33,21 @@ class Recipe(Strict):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"name": "a", "net": {"kind": "flat", "widht": 3}}, r"r.yaml: net.widht: unknown key; did you mean 'width'\? .*one of: kind, width$"),
-        ({"name": "a", "net": {"kind": "flat", "width": "x"}}, r"r.yaml: net.width: found 'x', expected: a valid integer"),
+        (
+            {"name": "a", "net": {"kind": "flat", "widht": 3}},
+            r"r.yaml: net.widht: unknown key; did you mean 'width'\? .*one of: kind, width$",
+        ),
+        (
+            {"name": "a", "net": {"kind": "flat", "width": "x"}},
+            r"r.yaml: net.width: found 'x', expected: a valid integer",
+        ),
         ({"name": "a", "net": {"kind": "wide"}}, r"r.yaml: net.kind: found 'wide', expected one of 'flat', 'deep'"),
         ({"name": "a", "net": {"kind": "deep", "widths": [1, "b"]}}, r"r.yaml: net.widths.1: found 'b'"),
         ({"name": "a", "net": {"width": 2}}, r"r.yaml: net.kind: missing"),
         ({"nmae": "a"}, r"r.yaml: name: missing"),
         ({"name": "a", "rate": 0}, r"r.yaml: rate: found 0, expected: greater than 0"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(content, message):
     with pytest.raises(UserError, match=message):
         validate(Recipe, content, "r.yaml")

@@ -9,7 +9,7 @@ from pipelines.checkpoint import load_tokenizer
 from pipelines.decode import decode, file_names
 from pipelines.errors import UserError
 from pipelines.pictures import to_uint8
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 
 
 def test_pictures_are_what_the_decoder_makes_of_the_codes(tiny_tokenizer, tiny_tokens, tmp_path):

@@ -16,7 +16,7 @@ from pipelines.data.preprocess import Preprocess
 from pipelines.encode import compute_batch, encode
 from pipelines.errors import UserError
 from pipelines.inspect import inspect
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 
 ROWS = {"train": 1000, "validation": 70, "test": 130}
 SHARDS = 20

@@ -13,7 +13,7 @@ from pipelines.checkpoint import LoadedPrior, load_tokenizer
 from pipelines.errors import UserError
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.image_seeds import image_seeds
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, SamplingOptions, TokenPrior, TransformerConfig, Vocabulary, sequence_logprobs
 
 TINY = TransformerConfig(dim=16, depth=1, heads=1, head_dim=16)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from pipelines.checkpoint import load_tokenizer
 from pipelines.errors import UserError
-from pipelines.health_picture import patches
 from pipelines.inspect import encoded_window, inspect
 from pipelines.pictures import to_uint8
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_manifest import file_sha256
-from pipelines.token_shards import ShardContent, plan, read_column, read_tokens, write_shard
-from pipelines.token_spec import TokenSpec
-from pipelines.token_statistics import TokenWindow, codebook_health, refuse_collapsed, unigram_bits, window_of
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.health_picture import patches
+from pipelines.tokens.manifest import file_sha256
+from pipelines.tokens.shards import ShardContent, plan, read_column, read_tokens, write_shard
+from pipelines.tokens.spec import TokenSpec
+from pipelines.tokens.statistics import TokenWindow, codebook_health, refuse_collapsed, unigram_bits, window_of
 
 
 @pytest.fixture

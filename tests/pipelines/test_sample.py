@@ -17,7 +17,7 @@ from pipelines.image_seeds import image_seeds
 from pipelines.pictures import to_uint8
 from pipelines.reconstruct import reconstruct
 from pipelines.sample import read_samples, sample
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
 
 

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Scores held at once: on a CPU few enough to stay in cache, on an accelerator enough to fill it.
-SCORES_ON_CPU, SCORES_ON_ACCELERATOR = 2**19, 2**26
+# Scores held at once: on a CPU few enough for its cache, yet not fewer, since each chunk is a handful of parallel regions
+# whose barriers cost dearly when other processes want the cores; on an accelerator enough to fill it.
+SCORES_ON_CPU, SCORES_ON_ACCELERATOR = 2**21, 2**26
 GROUP = 32
 
 

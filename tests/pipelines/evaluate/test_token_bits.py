@@ -7,7 +7,7 @@ import torch
 
 from pipelines.checkpoint import save_prior
 from pipelines.evaluate.token_bits import TokenBits, token_bits
-from pipelines.token_dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary, sequence_bits
 
 

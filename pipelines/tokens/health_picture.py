@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.atomic import replacing
 from pipelines.pictures import to_uint8
-from pipelines.token_statistics import TokenWindow
+from pipelines.tokens.statistics import TokenWindow
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth
 

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Features, List, Value
 from pipelines.atomic import replacing
 from pipelines.data.dataset import Split
 from pipelines.errors import UserError
-from pipelines.token_spec import TokenSpec
+from pipelines.tokens.spec import TokenSpec
 
 ROWS_PER_SHARD = 4096  # about 1.2 MB of 256 tokens a row: a killed job loses little, a large set has hundreds of files
 METADATA = b"smalti"

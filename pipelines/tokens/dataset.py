@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pipelines.data.dataset import Split
 from pipelines.errors import UserError
-from pipelines.token_manifest import Manifest, ManifestSplit, ShardEntry, file_sha256, read_manifest
-from pipelines.token_shards import RERUN, read_column, read_tokens, row_count
-from pipelines.token_spec import TokenSpec, read_spec
+from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, file_sha256, read_manifest
+from pipelines.tokens.shards import RERUN, read_column, read_tokens, row_count
+from pipelines.tokens.spec import TokenSpec, read_spec
 
 
 @dataclass(frozen=True)

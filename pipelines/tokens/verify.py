@@ -12,8 +12,8 @@ from pipelines.checkpoint import load_tokenizer
 from pipelines.configuring import validate
 from pipelines.data import DataConfig, Example, ImageDataset, Split, open_images
 from pipelines.errors import UserError
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_shards import plan, skipped_rows
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.shards import plan, skipped_rows
 from tokenizer import Autoencoder
 
 

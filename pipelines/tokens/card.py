@@ -5,9 +5,9 @@ from pathlib import Path
 import yaml
 
 from pipelines.atomic import write_text
-from pipelines.token_manifest import Manifest
-from pipelines.token_shards import features
-from pipelines.token_spec import TokenSpec
+from pipelines.tokens.manifest import Manifest
+from pipelines.tokens.shards import features
+from pipelines.tokens.spec import TokenSpec
 
 
 def write_card(folder: Path, spec: TokenSpec, manifest: Manifest) -> None:

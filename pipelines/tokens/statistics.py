@@ -11,9 +11,9 @@ from pipelines.data import Example, ImageDataset, Split
 from pipelines.errors import UserError
 from pipelines.evaluate.fidelity import psnr
 from pipelines.pictures import save_grid
-from pipelines.token_dataset import TokenDataset, TokenSplit
-from pipelines.token_manifest import ManifestSplit, Stats
-from pipelines.token_spec import TokenSpec
+from pipelines.tokens.dataset import TokenDataset, TokenSplit
+from pipelines.tokens.manifest import ManifestSplit, Stats
+from pipelines.tokens.spec import TokenSpec
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth, CodeUsage
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
-from pipelines.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
+from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
 
 IDENTITY = TokenizerIdentity(kind="vq", library_version="1", fingerprint="a" * 64, codebook_sha256="b" * 64)
 SPEC = TokenSpec(

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from pipelines.data import Example, ImageDataset, Split, Unreadable
 from pipelines.errors import UserError
 from pipelines.progress import progress
-from pipelines.token_shards import Shard, ShardContent, write_shard
-from pipelines.token_spec import TokenSpec
+from pipelines.tokens.shards import Shard, ShardContent, write_shard
+from pipelines.tokens.spec import TokenSpec
 from tokenizer import Autoencoder
 
 Item = TypeVar("Item")

@@ -9,11 +9,11 @@ import torch
 
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
-from pipelines.token_card import write_card
-from pipelines.token_dataset import TokenDataset
-from pipelines.token_manifest import Manifest, ManifestSplit, ShardEntry, digest_of, file_sha256
-from pipelines.token_shards import ShardContent, finished, plan, skipped_rows, write_shard
-from pipelines.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, narrowest
+from pipelines.tokens.card import write_card
+from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, digest_of, file_sha256
+from pipelines.tokens.shards import ShardContent, finished, plan, skipped_rows, write_shard
+from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, narrowest
 
 CLASSES = ("red circle", "blue square", "green star")
 

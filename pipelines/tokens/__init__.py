@@ -1,0 +1,1 @@
+"""Token datasets: the spec that both stages agree on, Parquet shards, manifest, card, figures."""
