@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Scores held at once: on a CPU few enough for its cache, yet not fewer, since each chunk is a handful of parallel regions
+# Scores held at once: on a CPU few enough for its cache, yet not fewer, since each chunk is some parallel regions
 # whose barriers cost dearly when other processes want the cores; on an accelerator enough to fill it.
 SCORES_ON_CPU, SCORES_ON_ACCELERATOR = 2**21, 2**26
 GROUP = 32
@@ -27,7 +27,8 @@ def nearest(vectors: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> In
 
     budget = SCORES_ON_CPU if vectors.device.type == "cpu" else SCORES_ON_ACCELERATOR
     rows = min(max(1, budget // width), max(1, len(vectors)))
-    scores = vectors.new_full((rows, width), -torch.inf)  # what fills up the last group stays so and never wins
+    scores = vectors.new_empty(rows, width)
+    scores[:, len(codebook) :] = -torch.inf  # what fills up the last group stays so and never wins
     positions = torch.arange(rows, device=vectors.device)
     codes = torch.empty(len(vectors), dtype=torch.long, device=vectors.device)
     for start in range(0, len(vectors), rows):
