@@ -6,7 +6,7 @@ from torch import Tensor
 
 # Scores held at once: on a CPU few enough for its cache, yet not fewer, since each chunk is some parallel regions
 # whose barriers cost dearly when other processes want the cores; on an accelerator enough to fill it.
-SCORES_ON_CPU, SCORES_ON_ACCELERATOR = 2**21, 2**26
+SCORES_ON_CPU, SCORES_ON_ACCELERATOR = 2**20, 2**26
 GROUP = 32
 
 
