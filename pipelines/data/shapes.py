@@ -33,7 +33,7 @@ GROUNDS = {
     "pale pink": (250, 216, 224),
     "pale blue": (206, 226, 250),
 }
-RADII = {"small": 0.12, "large": 0.20}  # of the picture's side
+RADII = {"small": 0.15, "large": 0.22}  # of the picture's side
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 
 # Geometry at radius 1: about equal areas. Half side of the square, circumradius of the triangle, half length and half
