@@ -261,3 +261,33 @@ def test_ranks_that_each_believe_to_be_alone_are_refused(tmp_path):
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert result.returncode != 0 and "WORLD_SIZE is 2, but accelerate sees 1" in result.stderr
+
+
+def test_precision_of_the_recipe_is_what_the_phase_sees_run_after_run(tmp_path):
+    """A chain may ask for bf16 and then for full precision in one process; weights stay float32 in both."""
+    seen = []
+
+    class Watching(Regression):
+        def forward(self, batch, step):
+            seen.append(self.linear(batch["x"]).dtype)
+            return super().forward(batch, step)
+
+    for precision, expected in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        seen.clear()
+        config = QUICK.model_copy(update={"precision": precision, "steps": 3})
+        folder = RunFolder(tmp_path / precision)
+        folder.open(Recipe(training=config), overwrite=False)
+        phases = {"toy": Phase(Watching(), OptimizerConfig())}
+        train(folder, phases, config, 0, job(3), runtime.start(precision))
+        assert set(seen[:3]) == {expected}
+        assert final(folder)["toy"]["linear.weight"].dtype == torch.float32
+
+
+def test_a_tracker_gets_the_figures(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra smalti[tensorboard] is not installed")
+    config = QUICK.model_copy(update={"steps": 3, "trackers": ("tensorboard",)})
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Recipe(training=config), overwrite=False)
+    accelerator = runtime.start(trackers=config.trackers, folder=folder.path)
+    train(folder, {"toy": Phase(Regression(), OptimizerConfig())}, config, 0, job(3), accelerator)
+    assert any(b"train/loss" in path.read_bytes() for path in folder.path.rglob("events.out.tfevents.*"))
