@@ -19,11 +19,14 @@ from prior.transformer import TokenPrior
 
 @dataclass(frozen=True)
 class Block:
-    """Weights of one layer, transposed to (in, out), the layout in which a product with few rows is fastest."""
+    """Weights of one layer, transposed to (in, out), the layout in which a product with few rows is fastest.
 
-    qkv: Float[Tensor, "d qkv"]
+    What shares an input is stacked: on a CPU a batched product then gives each thread a matrix of its own.
+    """
+
+    qkv: Float[Tensor, "3 d heads_d"]
     out: Float[Tensor, "heads_d d"]
-    up: Float[Tensor, "d two_f"]
+    up: Float[Tensor, "2 d f"]
     down: Float[Tensor, "f d"]
 
 
@@ -77,8 +80,8 @@ class StaticDecoder:
             x.view(-1, tokens, x.shape[-1]).add_(self.positions[start:end])
         with torch.autocast(x.device.type, enabled=False):
             for block, cache in zip(self.blocks, self.caches, strict=True):
-                qkv = torch.mm(_normalized(x), block.qkv)
-                qkv = qkv.view(-1, tokens, 3, self.heads, self.head_dim).permute(0, 2, 3, 1, 4)
+                qkv = torch.bmm(_normalized(x).expand(3, -1, -1), block.qkv)
+                qkv = qkv.view(3, -1, tokens, self.heads, self.head_dim).permute(1, 0, 3, 2, 4)
                 if self.rotation is not None:
                     self._rotate_(qkv[:, :2], start, end)
                 cache[:, :, :, start:end] = qkv[:, 1:]
@@ -86,18 +89,18 @@ class StaticDecoder:
                     qkv[:, 0], cache[:, 0, :, :end], cache[:, 1, :, :end], is_causal=tokens > 1
                 )
                 x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
-                up, gate = torch.mm(_normalized(x), block.up).chunk(2, dim=-1)
+                up, gate = torch.bmm(_normalized(x).expand(2, -1, -1), block.up)
                 x.addmm_(F.silu(gate).mul_(up), block.down)
             self.filled = end
             return torch.mm(_normalized(x), self.head)
 
     def _block(self, attention_norm, attention, feedforward_norm, feedforward) -> Block:
         glu, down = feedforward.ff[0], feedforward.ff[-1]
-        qkv = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        qkv = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
         return Block(
-            qkv=_folded(attention_norm, qkv),
+            qkv=torch.stack([_folded(attention_norm, weight) for weight in qkv]),
             out=attention.to_out.weight.t().contiguous(),
-            up=_folded(feedforward_norm, glu.proj.weight),
+            up=torch.stack([_folded(feedforward_norm, weight) for weight in glu.proj.weight.chunk(2)]),
             down=down.weight.t().contiguous(),
         )
 
