@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 demo: .venv/.smalti
 	$(BIN)/smalti run configs/shapes/pipeline.yaml
-	@echo "Pictures: runs/shapes/reconstructions.png runs/shapes/samples.png runs/shapes/tokens/health.png"
+	@echo "Pictures: runs/shapes/reconstructions.png runs/shapes/samples.png runs/shapes/codes.png"
 	@echo "          runs/shapes/tokenizer/curves.png runs/shapes/prior/curves.png"
 
 test: .venv/.smalti-dev

@@ -61,6 +61,8 @@ def encode_shards(
     rows = sum(len(shard.rows) for shard in shards)
     began = time.monotonic()
     passes = _passes(datasets, spec, shards, refuse_unreadable, workers)
+    # Rows that are a gather away are read in between: on a CPU a second busy thread stalls the network's own threads.
+    instant = all(dataset.is_fast for dataset in datasets.values())
     codes: list[Tensor] = []
     examples: list[Example] = []
     unreadable: list[Unreadable] = []
@@ -71,7 +73,7 @@ def encode_shards(
         torch.backends.cudnn.flags(allow_tf32=False),
     ):
         writing = writer.submit(lambda: None)
-        for prepared in ahead_of(passes, ahead):
+        for prepared in passes if instant else ahead_of(passes, ahead):
             codes.append(encode_pass(model, prepared.images)[: len(prepared.examples)])
             examples += prepared.examples
             unreadable += prepared.unreadable
