@@ -66,11 +66,12 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (name, splits) in zip(panels, sorted(curves.items()), strict=False):
         for split, points in sorted(splits.items()):
-            panel.plot(*zip(*points, strict=True), label=split, linewidth=1.2)
+            colour = "C0" if split == "train" else "C1"
+            panel.plot(*zip(*points, strict=True), label=split, linewidth=1.2, color=colour)
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
+        panel.legend(fontsize=7)
     for panel in panels[len(curves) :]:
         panel.set_visible(False)
     with replacing(picture) as temporary:
