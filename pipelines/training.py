@@ -210,7 +210,8 @@ def train(
             figures = job.validate(published)
         job.publish(published, folder.path / "last")
         folder.finish({"steps": config.steps, "best": {job.watched: best}, "validation": figures})
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # end_training would take the process group with it, which a chain still needs
+        tracker.finish()
     accelerator.wait_for_everyone()
     return figures
 

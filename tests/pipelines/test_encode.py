@@ -159,6 +159,7 @@ class WithHoles:
     def __init__(self, images, holes):
         self.images, self.holes = images, holes
         self.classes, self.source = images.classes, images.source
+        self.is_fast = False
 
     def __len__(self):
         return len(self.images)

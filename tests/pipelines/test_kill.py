@@ -78,45 +78,16 @@ def kill_after(recipe: Path, processes: int, run: Path, lines: int) -> None:
     process.communicate()
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    """A token dataset by hand: the prior's law does not need a trained tokenizer."""
-    from pipelines.data import DataConfig
-    from pipelines.data.preprocess import Preprocess
-    from pipelines.encode import encode
-    from tokenizer import Autoencoder, AutoencoderConfig
-
-    folder = tmp_path_factory.mktemp("stage-one")
-    from pipelines.checkpoint import save_tokenizer
-
-    torch.manual_seed(0)
-    config = AutoencoderConfig.model_validate(
-        {
-            "image_size": 32,
-            "channels": 3,
-            "backbone": {"kind": "conv", "widths": [4, 8, 8], "residual_blocks": 1, "residual_width": 4},
-            "bottleneck": {"kind": "fsq", "levels": [3, 3]},
-            "likelihood": {"kind": "normal"},
-        }
-    )
-    save_tokenizer(folder / "tokenizer", Autoencoder(config), Preprocess(size=32))
-    source = {"kind": "shapes", "train": 128, "validation": 32, "test": 32}
-    data = DataConfig.model_validate({"source": source, "preprocess": {"size": 32}})
-    encode(folder / "tokenizer", data, folder / "tokens")
-    return folder / "tokens"
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
-def test_killed_and_rerun_equals_left_alone(stage, processes, tmp_path, request):
+def test_killed_and_rerun_equals_left_alone(stage, processes, tmp_path, tiny_tokens):
     weights = []
     for name in ("alone", "killed"):
         recipe, output = tmp_path / f"{name}.yaml", tmp_path / name
         if stage == "tokenizer":
             recipe.write_text(TOKENIZER.format(output=output, training=TRAINING))
         else:
-            tokens = request.getfixturevalue("tokens")
-            recipe.write_text(PRIOR.format(output=output, tokens=tokens, training=TRAINING))
+            recipe.write_text(PRIOR.format(output=output, tokens=tiny_tokens, training=TRAINING))
         if name == "killed":
             kill_after(recipe, processes, output, lines=33)
         finish(recipe, processes)
