@@ -1,5 +1,6 @@
-"""Files that are either whole or absent: written beside the target, synced, renamed."""
+"""Files that are either whole or absent: written beside the target, synced, renamed; and their hash."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -33,6 +34,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

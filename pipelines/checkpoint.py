@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipelines.atomic import replacing, write_json, write_text
+from pipelines.atomic import replacing, sha256_of, write_json, write_text
 from pipelines.configuring import Model, validate
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
@@ -155,11 +155,6 @@ def resolve_folder(path: str | Path) -> Path:
     raise UserError(
         f"{path}: has no config.json, best/ or last/; expected a model folder or a run that has saved a model"
     )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_weights(folder: str | Path, module: nn.Module) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines import runtime
-from pipelines.atomic import write_bytes, write_json, write_text
+from pipelines.atomic import sha256_of, write_bytes, write_json, write_text
 from pipelines.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.data import DataConfig, ImageDataset, Split, open_images
 from pipelines.errors import UserError
@@ -21,7 +21,7 @@ from pipelines.progress import console
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoding import encode_shards, passes_of
-from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, Skipped, digest_of, file_sha256
+from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, Skipped, digest_of
 from pipelines.tokens.shards import Shard, default_shards, finished, plan, row_count, skipped_rows
 from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
 from pipelines.tokens.statistics import split_statistics
@@ -271,7 +271,7 @@ def _complete(
                 file=path.relative_to(output).as_posix(),
                 rows=row_count(path),
                 bytes=path.stat().st_size,
-                sha256=file_sha256(path),
+                sha256=sha256_of(path),
             )
             for path in paths
         )

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import gather_object
 
 from pipelines import runtime
-from pipelines.atomic import write_json
-from pipelines.checkpoint import load_tokenizer, sha256_of
+from pipelines.atomic import sha256_of, write_json
+from pipelines.checkpoint import load_tokenizer
 from pipelines.data import DataConfig, open_images
 from pipelines.data.dataset import Split
 from pipelines.data.loader import ordered_loader, stack

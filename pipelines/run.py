@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines import runtime
-from pipelines.atomic import write_json, write_text
-from pipelines.checkpoint import load_prior, load_tokenizer, resolve_folder, sha256_of
+from pipelines.atomic import sha256_of, write_json, write_text
+from pipelines.checkpoint import load_prior, load_tokenizer, resolve_folder
 from pipelines.configuring import dump, find_recipe, override, read_yaml, validate
 from pipelines.data import Split
 from pipelines.data.shapes import ShapesConfig

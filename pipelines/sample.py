@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import runtime
-from pipelines.atomic import write_json
-from pipelines.checkpoint import sha256_of
+from pipelines.atomic import sha256_of, write_json
 from pipelines.errors import UserError
 from pipelines.generation import ImageGenerationPipeline, Label, SamplingArguments, generator_folder
 from pipelines.hub import local_folder

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines import runtime
-from pipelines.atomic import replacing, write_json
-from pipelines.checkpoint import resolve_folder, sha256_of
+from pipelines.atomic import replacing, sha256_of, write_json
+from pipelines.checkpoint import resolve_folder
 from pipelines.configuring import validate
 from pipelines.data import DataConfig, Preprocess, open_images, ordered_loader, stack, training_loader
 from pipelines.errors import UserError

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.atomic import sha256_of
 from pipelines.data.dataset import Split
 from pipelines.errors import UserError
-from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, file_sha256, read_manifest
+from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, read_manifest
 from pipelines.tokens.shards import RERUN, read_column, read_tokens, row_count
 from pipelines.tokens.spec import TokenSpec, read_spec
 
@@ -144,7 +145,7 @@ class TokenDataset:
         for split in self.manifest.splits.values():
             for shard in split.shards:
                 path = self.folder / shard.file
-                found = file_sha256(path)
+                found = sha256_of(path)
                 if found != shard.sha256:
                     expected = f"manifest.json has {shard.sha256[:12]}…"
                     raise UserError(f"{path}: sha256 is {found[:12]}…, {expected}; {RERUN}")

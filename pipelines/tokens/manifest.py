@@ -75,11 +75,6 @@ def digest_of(spec_sha256: str, splits: Mapping[Split, ManifestSplit]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_manifest(path: Path) -> Manifest:
     try:
         content: Any = json.loads(path.read_text())

@@ -9,13 +9,13 @@ import torch
 import yaml
 from PIL import Image
 
+from pipelines.atomic import sha256_of
 from pipelines.checkpoint import load_tokenizer
 from pipelines.errors import UserError
 from pipelines.inspect import encoded_window, inspect
 from pipelines.pictures import to_uint8
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.health_picture import patches
-from pipelines.tokens.manifest import file_sha256
 from pipelines.tokens.shards import ShardContent, plan, read_column, read_tokens, write_shard
 from pipelines.tokens.spec import TokenSpec
 from pipelines.tokens.statistics import TokenWindow, codebook_health, refuse_collapsed, unigram_bits, window_of
@@ -38,7 +38,7 @@ def rewrite(folder, split, change):
         texts = read_column(path, "text")
         content = ShardContent(read_column(path, "key"), change(values.copy()), labels.tolist(), texts)
         write_shard(folder, spec, shard, content)
-        entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        entry |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

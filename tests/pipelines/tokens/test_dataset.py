@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.atomic import sha256_of
 from pipelines.data.preprocess import Preprocess
 from pipelines.errors import UserError
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, digest_of, file_sha256
+from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, digest_of
 from pipelines.tokens.shards import ShardContent, finished, plan, skipped_rows, write_shard
 from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, narrowest
 
@@ -57,7 +58,7 @@ def write_tokens(folder, spec):
             write_shard(folder, spec, shard, content)
             path = folder / shard.file
             size = path.stat().st_size
-            entries.append(ShardEntry(file=shard.file, rows=len(content.keys), bytes=size, sha256=file_sha256(path)))
+            entries.append(ShardEntry(file=shard.file, rows=len(content.keys), bytes=size, sha256=sha256_of(path)))
         splits[split] = ManifestSplit(planned=rows, rows=rows, shards=tuple(entries))
     (folder / "token_spec.json").write_text(json.dumps(spec.model_dump(mode="json")))
     manifest = Manifest(spec_sha256=spec.sha256, digest=digest_of(spec.sha256, splits), splits=splits)
@@ -139,7 +140,7 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     shard = plan("train", 50, 3)[0]
     for name in ("a", "b"):
         write_shard(tmp_path / name, spec, shard, make_content(spec, len(shard.rows), 0))
-    assert file_sha256(tmp_path / "a" / shard.file) == file_sha256(tmp_path / "b" / shard.file)
+    assert sha256_of(tmp_path / "a" / shard.file) == sha256_of(tmp_path / "b" / shard.file)
 
 
 def test_a_shard_is_finished_only_under_its_own_spec_and_plan(tmp_path):
@@ -238,5 +239,5 @@ def refresh_manifest(folder, spec):
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             path = folder / shard["file"]
-            shard |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            shard |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
