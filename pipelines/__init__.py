@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.generation import ImageGenerationPipeline
+    from pipelines.models.image_pipeline import ImageGenerationPipeline
 
 __all__ = ["ImageGenerationPipeline"]
 
@@ -11,7 +11,7 @@ __all__ = ["ImageGenerationPipeline"]
 def __getattr__(name: str) -> Any:
     """The pipeline is imported on first use: the command line's `--help` need not wait for torch."""
     if name == "ImageGenerationPipeline":
-        from pipelines.generation import ImageGenerationPipeline
+        from pipelines.models.image_pipeline import ImageGenerationPipeline
 
         return ImageGenerationPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

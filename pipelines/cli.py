@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 app = typer.Typer(
     name="smalti",
@@ -48,8 +48,8 @@ def train(
 
     Example: smalti train configs/shapes/tokenizer.yaml training.steps=2000 output=runs/mine
     """
-    from pipelines.configuring import dump
-    from pipelines.recipes import load_recipe
+    from pipelines.base.recipe_files import dump
+    from pipelines.recipes.stages import load_recipe
 
     resolved = load_recipe(recipe, overrides)
     if print_config:
@@ -76,9 +76,9 @@ def encode(
 
     Example: smalti encode runs/shapes/tokenizer --output runs/shapes/tokens
     """
-    from pipelines.encode import SPLITS
+    from pipelines.data import SPLITS
     from pipelines.encode import encode as verb
-    from pipelines.recipes import data_of
+    from pipelines.recipes.data_arguments import data_of
 
     verb(tokenizer, data_of(data, tokenizer), output, split or SPLITS, shards, batch_size, overwrite)
 
@@ -153,7 +153,7 @@ def reconstruct(
 
     Example: smalti reconstruct runs/shapes/tokenizer --output rebuilt
     """
-    from pipelines.recipes import data_of, split_of
+    from pipelines.recipes.data_arguments import data_of, split_of
     from pipelines.reconstruct import reconstruct as verb
 
     verb(tokenizer, data_of(data, tokenizer), output, n, split_of(split), limit, batch_size, overwrite)
@@ -170,8 +170,8 @@ def run(
 
     Example: smalti run configs/shapes/pipeline.yaml
     """
-    from pipelines.configuring import dump
-    from pipelines.run import load_pipeline
+    from pipelines.base.recipe_files import dump
+    from pipelines.recipes.pipeline import load_pipeline
     from pipelines.run import run as verb
 
     resolved = load_pipeline(recipe, overrides)
@@ -205,8 +205,8 @@ def schema(kind: RecipeKind) -> None:
 
     Example: smalti schema tokenizer > tokenizer.schema.json
     """
-    from pipelines.recipes import PriorRecipe, TokenizerRecipe
-    from pipelines.run import PipelineRecipe
+    from pipelines.recipes.pipeline import PipelineRecipe
+    from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
 
     models = {"tokenizer": TokenizerRecipe, "prior": PriorRecipe, "pipeline": PipelineRecipe}
     print(json.dumps(models[kind].model_json_schema(), indent=2))

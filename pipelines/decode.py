@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from pipelines import runtime
-from pipelines.atomic import write_json
-from pipelines.checkpoint import LoadedTokenizer, load_tokenizer
-from pipelines.errors import UserError
-from pipelines.pictures import save_grid, save_png
-from pipelines.progress import console, progress
+from pipelines.base import distributed
+from pipelines.base.atomic_files import write_json
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid, save_png
+from pipelines.base.progress import console, progress
+from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 
 GRID = 64  # pictures on the overview
@@ -46,7 +46,7 @@ def decode(
     """
     dataset = TokenDataset.open(tokens_folder)
     rows = dataset.split(split)
-    device = runtime.start().device
+    device = distributed.start().device
     tokenizer = load_tokenizer(tokenizer_folder or dataset.tokenizer_folder, device)
     dataset.spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), str(dataset.folder))
     count = len(rows) if limit is None else min(limit, len(rows))

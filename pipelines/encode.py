@@ -7,27 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from pipelines import runtime
-from pipelines.atomic import sha256_of, write_bytes, write_json, write_text
-from pipelines.checkpoint import LoadedTokenizer, load_tokenizer
-from pipelines.data import DataConfig, ImageDataset, Split, open_images
-from pipelines.errors import UserError
-from pipelines.progress import console
+from pipelines.base import distributed
+from pipelines.base.atomic_files import sha256_of, write_bytes, write_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.base.progress import console
+from pipelines.data import SPLITS, DataConfig, ImageDataset, Split, open_images
+from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
+from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.encoding import encode_shards, passes_of
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, Skipped, digest_of
+from pipelines.tokens.shard_encoder import encode_shards, passes_of
 from pipelines.tokens.shards import Shard, default_shards, finished, plan, row_count, skipped_rows
-from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
 from pipelines.tokens.statistics import split_statistics
 from tokenizer import Autoencoder
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 OURS = ("manifest.json", "README.md", "reconstructions.png", "data", "tokenizer")
 # A newer library or another machine may flip a near-tie; a complete data set stays good all the same.
 HARMLESS = ("compute.", "tokenizer.library_version")
@@ -66,7 +64,7 @@ def encode(
             config refuses them, or an `output` that holds something else and `overwrite` is off.
     """
     output = Path(output)
-    accelerator = runtime.start()
+    accelerator = distributed.start()
     tokenizer = load_tokenizer(tokenizer_folder, accelerator.device)
     lenient = _prepared_as(tokenizer, data)
     datasets: dict[Split, ImageDataset] = {split: open_images(lenient, split) for split in named_splits(splits)}

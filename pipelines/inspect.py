@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipelines.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
-from pipelines.configuring import read_yaml, validate
+from pipelines.base.errors import UserError
+from pipelines.base.progress import progress
+from pipelines.base.recipe_files import read_yaml, validate
 from pipelines.data import DataConfig, Split, open_images
-from pipelines.errors import UserError
-from pipelines.progress import progress
+from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
+from pipelines.models.token_spec import narrowest
 from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.encoding import encode_pass
-from pipelines.tokens.health_picture import draw_health
-from pipelines.tokens.spec import narrowest
+from pipelines.tokens.health_figure import draw_health
+from pipelines.tokens.shard_encoder import encode_pass
 from pipelines.tokens.statistics import TokenWindow, codebook_health, window_of
 from pipelines.tokens.verify import Verified, verify
-from pipelines.tracking import read_metrics
+from pipelines.training.metrics_log import read_metrics
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from pipelines import runtime
-from pipelines.atomic import sha256_of, write_json
-from pipelines.checkpoint import load_tokenizer
+from pipelines.base import distributed
+from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid
+from pipelines.base.progress import console, progress
 from pipelines.data import DataConfig, open_images
 from pipelines.data.dataset import Split
 from pipelines.data.loader import ordered_loader, stack
-from pipelines.errors import UserError
 from pipelines.evaluate.fidelity import WINDOW, psnr, ssim
-from pipelines.pictures import save_grid
-from pipelines.progress import console, progress
+from pipelines.models.checkpoint import load_tokenizer
 
 COLUMNS = 8
 
@@ -49,7 +49,7 @@ def reconstruct(
     Raises:
         UserError: no tokenizer there, an empty split, or an `output` that holds the figures of something else.
     """
-    accelerator, output, folder = runtime.start(), Path(output), Path(folder)
+    accelerator, output, folder = distributed.start(), Path(output), Path(folder)
     tokenizer = load_tokenizer(
         folder / "tokenizer" if (folder / "model_index.json").is_file() else folder, accelerator.device
     )

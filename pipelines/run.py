@@ -6,124 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines import runtime
-from pipelines.atomic import sha256_of, write_json, write_text
-from pipelines.checkpoint import load_prior, load_tokenizer, resolve_folder
-from pipelines.configuring import dump, find_recipe, override, read_yaml, validate
-from pipelines.data import Split
+from pipelines.base import distributed
+from pipelines.base.atomic_files import sha256_of, write_json, write_text
+from pipelines.base.progress import console
+from pipelines.base.recipe_files import dump
 from pipelines.data.shapes import ShapesConfig
-from pipelines.encode import SPLITS, encode
-from pipelines.errors import UserError
-from pipelines.evaluate.classifier import TRAINING, ClassifierRecipe, train_classifier
-from pipelines.evaluate.labels import label_accuracy
+from pipelines.encode import encode
+from pipelines.evaluate.classifier import ClassifierRecipe, train_classifier
+from pipelines.evaluate.label_accuracy import label_accuracy
+from pipelines.evaluate.report import Report, place_picture, print_report, write_report
 from pipelines.evaluate.token_bits import token_bits
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.progress import console
-from pipelines.recipes import PriorRecipe, TokenizerRecipe
+from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_folder
+from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.recipes.pipeline import PipelineRecipe
 from pipelines.reconstruct import reconstruct
-from pipelines.report import Report, place_picture, print_report, write_report
 from pipelines.sample import read_samples, sample
 from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.health_picture import draw_health
+from pipelines.tokens.health_figure import draw_health
 from pipelines.tokens.statistics import codebook_health, window_of
 from pipelines.train import train_recipe
-from pipelines.training import TrainingConfig
 from prior import SamplingOptions
-
-
-class EncodeOptions(BaseModel):
-    """As `smalti encode`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    splits: tuple[Split, ...] = SPLITS
-    num_shards: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-
-
-class SampleOptions(BaseModel):
-    """n images, every class in turn; `options` become the defaults of the generator."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    n: int = Field(default=64, ge=1)
-    seed: int = 0
-    batch_size: int = Field(default=64, ge=1)
-    options: SamplingOptions = SamplingOptions()
-
-
-class ClassifierOptions(BaseModel):
-    """The judge of labels where the data has no checker of its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    seed: int = Field(default=0, ge=0)
-    width: int = Field(default=16, ge=1)
-    training: TrainingConfig = TRAINING
-
-
-class EvaluateOptions(BaseModel):
-    """Figures over the first `limit` images of a held-out split (None: all); `shown` of them are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    split: Split = "test"
-    limit: int | None = Field(default=None, ge=1)
-    shown: int = Field(default=16, ge=1)
-    classifier: ClassifierOptions = ClassifierOptions()
-
-
-class PipelineRecipe(BaseModel):
-    """Both stages and what follows, in one folder. In the YAML, `tokenizer` and `prior` may be paths of recipes,
-    relative to this one; where those write, and which tokens the prior reads, follows from `output`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["pipeline"] = "pipeline"
-    output: Path
-    tokenizer: TokenizerRecipe
-    prior: PriorRecipe
-    encode: EncodeOptions = EncodeOptions()
-    sample: SampleOptions = SampleOptions()
-    evaluate: EvaluateOptions = EvaluateOptions()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _follow_output(cls, content: Any) -> Any:
-        match content:
-            case {"output": output, "tokenizer": dict(tokenizer), "prior": dict(prior)}:
-                root = Path(output)
-                tokenizer = {**tokenizer, "output": root / "tokenizer"}
-                prior = {**prior, "output": root / "prior", "tokens": root / "tokens"}
-                return {**content, "tokenizer": tokenizer, "prior": prior}
-        return content
-
-    @model_validator(mode="after")
-    def _splits_suffice(self) -> Self:
-        missing = {"train", "validation", self.evaluate.split} - set(self.encode.splits)
-        if missing:
-            raise ValueError(f"encode.splits leaves out {', '.join(sorted(missing))}, which prior or evaluate needs")
-        return self
-
-
-def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> PipelineRecipe:
-    """A pipeline recipe, with the recipes that it names put in place of their paths before overrides are applied
-    (`tokenizer.training.steps=100`).
-
-    Raises:
-        UserError: as `load_recipe`.
-    """
-    path = find_recipe(path)
-    content = read_yaml(path)
-    if content.get("kind") != "pipeline":
-        raise UserError(
-            f"{path}: kind: found {content.get('kind')!r}, expected 'pipeline'; `smalti train` takes the others"
-        )
-    for part in ("tokenizer", "prior"):
-        if isinstance(content.get(part), str):
-            content[part] = read_yaml(path.parent / content[part])
-    return validate(PipelineRecipe, override(content, overrides or []), path)
 
 
 def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
@@ -132,7 +38,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
     Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
     """
     root, described = recipe.output, recipe.model_dump(mode="json")
-    accelerator = runtime.start(recipe.tokenizer.training.precision)
+    accelerator = distributed.start(recipe.tokenizer.training.precision)
     finished = root / "report.json"
     if finished.is_file() and not overwrite:
         report = json.loads(finished.read_text())

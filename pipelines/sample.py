@@ -15,14 +15,14 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from pipelines import runtime
-from pipelines.atomic import sha256_of, write_json
-from pipelines.errors import UserError
-from pipelines.generation import ImageGenerationPipeline, Label, SamplingArguments, generator_folder
-from pipelines.hub import local_folder
-from pipelines.image_seeds import image_seeds
-from pipelines.pictures import save_grid, save_png
-from pipelines.progress import console, progress
+from pipelines.base import distributed
+from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid, save_png
+from pipelines.base.progress import console, progress
+from pipelines.models.hub import local_folder
+from pipelines.models.image_pipeline import ImageGenerationPipeline, Label, SamplingArguments, generator_folder
+from pipelines.models.image_seeds import image_seeds
 
 GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
 
@@ -58,7 +58,7 @@ def sample(
     Raises:
         UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
     """
-    accelerator, output = runtime.start(), Path(output)
+    accelerator, output = distributed.start(), Path(output)
     folder = generator_folder(local_folder(folder))
     pipeline = ImageGenerationPipeline.from_pretrained(folder, accelerator.device)
     if n < 1:

@@ -7,17 +7,18 @@ from typing import cast
 import torch
 from torch import nn
 
-from pipelines import runtime
-from pipelines.checkpoint import load_tokenizer, save_prior, save_tokenizer
-from pipelines.configuring import dump
+from pipelines.base import distributed
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid
+from pipelines.base.recipe_files import dump
 from pipelines.data import batch_indices, open_images, ordered_loader, stack, training_loader
-from pipelines.errors import UserError
-from pipelines.pictures import save_grid
-from pipelines.recipes import PriorRecipe, Recipe, TokenizerRecipe
-from pipelines.run_folder import RunFolder
+from pipelines.models.checkpoint import load_tokenizer, save_prior, save_tokenizer
+from pipelines.recipes.stages import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.statistics import refuse_collapsed
-from pipelines.training import Batch, Job, Phase, train
+from pipelines.training.loop import Batch, Job, Phase, train
+from pipelines.training.metrics_log import check_trackers
+from pipelines.training.run_folder import RunFolder
 from prior import (
     PriorConfig,
     PriorPhase,
@@ -40,7 +41,8 @@ def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     """
     folder = RunFolder(recipe.output)
     trackers = recipe.training.trackers
-    accelerator = runtime.start(recipe.training.precision, trackers, folder.path if trackers else None)
+    check_trackers(trackers)
+    accelerator = distributed.start(recipe.training.precision, trackers, folder.path if trackers else None)
     with accelerator.main_process_first():
         folder.open(recipe, overwrite and accelerator.is_main_process)
     if folder.finished:

@@ -6,9 +6,10 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from pipelines.base.errors import UserError
 from pipelines.data import huggingface, torchvision
 from pipelines.data.augment import Augment
-from pipelines.data.dataset import Example, ImageDataset, Source, Split, Unreadable
+from pipelines.data.dataset import SPLITS, Example, ImageDataset, Source, Split, Unreadable
 from pipelines.data.huggingface import HuggingFaceConfig
 from pipelines.data.loader import ordered_loader, stack, training_loader
 from pipelines.data.preprocess import Preprocess
@@ -16,9 +17,9 @@ from pipelines.data.sampler import TrainingBatches, batch_indices
 from pipelines.data.shapes import Shapes, ShapesConfig
 from pipelines.data.splits import carve
 from pipelines.data.torchvision import TorchvisionConfig
-from pipelines.errors import UserError
 
 __all__ = [
+    "SPLITS",
     "Augment",
     "DataConfig",
     "Example",

@@ -6,7 +6,7 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pipelines.data.counter_random import uniforms
+from pipelines.base.random_streams import uniforms
 
 
 class Augment(BaseModel):

@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from pipelines.base.errors import UserError
+from pipelines.base.progress import progress
 from pipelines.data.augment import Augment
-from pipelines.data.decoding import BROKEN, pixel_limit, reason
+from pipelines.data.image_files import BROKEN, pixel_limit, reason
 from pipelines.data.preprocess import Preprocess, apply
-from pipelines.errors import UserError
-from pipelines.progress import progress
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import fsspec
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from pipelines.base.errors import UserError
 from pipelines.data.dataset import Facts, FastPath, Split
-from pipelines.data.decoding import decode
-from pipelines.errors import UserError
+from pipelines.data.image_files import decode
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.base.errors import UserError
 from pipelines.data.augment import augment
 from pipelines.data.dataset import Example, ImageDataset, Unreadable
 from pipelines.data.sampler import batch_indices, positions
-from pipelines.errors import UserError
 
 
 class _Steps(Dataset):

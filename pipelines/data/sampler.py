@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipelines.data.counter_random import permutation
+from pipelines.base.random_streams import permutation
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pipelines.data.counter_random import uniforms
+from pipelines.base.random_streams import uniforms
 from pipelines.data.dataset import Facts, FastPath, Split
 
 SHAPES = ("circle", "square", "triangle", "cross")

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from pipelines.data.counter_random import permutation
+from pipelines.base.errors import UserError
+from pipelines.base.random_streams import permutation
 from pipelines.data.dataset import Split
-from pipelines.errors import UserError
 
 
 def carve(length: int, fractions: dict[Split, float], split: Split) -> Int64[Tensor, " n"]:

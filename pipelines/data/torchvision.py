@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torchvision import datasets
 
+from pipelines.base.errors import UserError
 from pipelines.data.dataset import Facts, FastPath, Split
-from pipelines.data.decoding import BROKEN, decode
-from pipelines.errors import UserError
+from pipelines.data.image_files import BROKEN, decode
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "trainval", "train-standard"),

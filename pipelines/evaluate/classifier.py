@@ -15,16 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines import runtime
-from pipelines.atomic import replacing, sha256_of, write_json
-from pipelines.checkpoint import resolve_folder
-from pipelines.configuring import validate
+from pipelines.base import distributed
+from pipelines.base.atomic_files import replacing, sha256_of, write_json
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid
+from pipelines.base.progress import console
+from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig, Preprocess, open_images, ordered_loader, stack, training_loader
-from pipelines.errors import UserError
-from pipelines.pictures import save_grid
-from pipelines.progress import console
-from pipelines.run_folder import RunFolder
-from pipelines.training import Batch, Job, Phase, TrainingConfig, train
+from pipelines.models.checkpoint import resolve_folder
+from pipelines.training.loop import Batch, Job, Phase, TrainingConfig, train
+from pipelines.training.run_folder import RunFolder
 
 TRAINING = TrainingConfig.model_validate(
     {
@@ -131,7 +131,7 @@ def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFo
         UserError: the data has no classes, or the output folder holds another recipe's run.
     """
     folder = RunFolder(recipe.output)
-    accelerator = runtime.start(recipe.training.precision)
+    accelerator = distributed.start(recipe.training.precision)
     with accelerator.main_process_first():
         folder.open(recipe, overwrite and accelerator.is_main_process)
     if folder.finished:

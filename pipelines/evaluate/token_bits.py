@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checkpoint import load_prior
-from pipelines.progress import progress
+from pipelines.base.progress import progress
+from pipelines.models.checkpoint import load_prior
 from pipelines.tokens.dataset import TokenDataset
 from prior import UnigramBigram, sequence_bits
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.atomic import write_text
+from pipelines.base.atomic_files import write_text
+from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.manifest import Manifest
 from pipelines.tokens.shards import features
-from pipelines.tokens.spec import TokenSpec
 
 
 def write_card(folder: Path, spec: TokenSpec, manifest: Manifest) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.atomic import sha256_of
+from pipelines.base.atomic_files import sha256_of
+from pipelines.base.errors import UserError
 from pipelines.data.dataset import Split
-from pipelines.errors import UserError
+from pipelines.models.token_spec import TokenSpec, read_spec
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, read_manifest
 from pipelines.tokens.shards import RERUN, read_column, read_tokens, row_count
-from pipelines.tokens.spec import TokenSpec, read_spec
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.configuring import validate
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import validate
 from pipelines.data.dataset import Split
-from pipelines.errors import UserError
 
 
 class ShardEntry(BaseModel):

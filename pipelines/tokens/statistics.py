@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid
 from pipelines.data import Example, ImageDataset, Split
-from pipelines.errors import UserError
-from pipelines.evaluate.fidelity import psnr
-from pipelines.pictures import save_grid
+from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.dataset import TokenDataset, TokenSplit
 from pipelines.tokens.manifest import ManifestSplit, Stats
-from pipelines.tokens.spec import TokenSpec
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth, CodeUsage
+from tokenizer.objective import psnr
 
 PSNR_IMAGES, SHOWN = 256, 10
 ROWS_AT_ONCE = 4096
@@ -78,7 +78,7 @@ def split_statistics(
         unigram_bits=unigram_bits(split.tokens, spec.codebook_size),
         verdict=health.verdict,
         reason=health.reason,
-        psnr_db=float(psnr(originals, reconstructions).mean()),
+        psnr_db=float(psnr(reconstructions, originals).mean()),
         psnr_images=len(originals),
     )
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pipelines.checkpoint import load_tokenizer
-from pipelines.configuring import validate
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig, Example, ImageDataset, Split, open_images
-from pipelines.errors import UserError
+from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.shards import plan, skipped_rows
 from tokenizer import Autoencoder

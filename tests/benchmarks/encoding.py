@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.data import DataConfig, ImageDataset, open_images
 from pipelines.encode import compute_batch, encode
+from pipelines.models.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 from tokenizer import Autoencoder, AutoencoderConfig
 

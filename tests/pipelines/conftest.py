@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.checkpoint import save_tokenizer
 from pipelines.data import DataConfig, open_images
 from pipelines.data.preprocess import Preprocess
 from pipelines.encode import encode
+from pipelines.models.checkpoint import save_tokenizer
 from tokenizer import Autoencoder, AutoencoderConfig
 
 BACKBONE = {"kind": "conv", "widths": (8, 16), "residual_blocks": 1, "residual_width": 8}

@@ -98,7 +98,7 @@ def test_what_is_missing_is_named(monkeypatch, capsys, tmp_path, arguments):
 
 
 def test_debug_shows_the_traceback(monkeypatch):
-    from pipelines.errors import UserError
+    from pipelines.base.errors import UserError
 
     monkeypatch.setattr(sys, "argv", ["smalti", "inspect", "nowhere", "--debug"])
     with pytest.raises(UserError):

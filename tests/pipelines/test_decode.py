@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.checkpoint import load_tokenizer
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import to_uint8
 from pipelines.decode import decode, file_names
-from pipelines.errors import UserError
-from pipelines.pictures import to_uint8
+from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.checkpoint import load_tokenizer
+from pipelines.base.errors import UserError
 from pipelines.data import Unreadable, open_images
 from pipelines.data.preprocess import Preprocess
 from pipelines.encode import compute_batch, encode
-from pipelines.errors import UserError
 from pipelines.inspect import inspect
+from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 
 ROWS = {"train": 1000, "validation": 70, "test": 130}

@@ -9,15 +9,15 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines.atomic import sha256_of
-from pipelines.checkpoint import load_tokenizer
-from pipelines.errors import UserError
+from pipelines.base.atomic_files import sha256_of
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import to_uint8
 from pipelines.inspect import encoded_window, inspect
-from pipelines.pictures import to_uint8
+from pipelines.models.checkpoint import load_tokenizer
+from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.health_picture import patches
+from pipelines.tokens.health_figure import patches
 from pipelines.tokens.shards import ShardContent, plan, read_column, read_tokens, write_shard
-from pipelines.tokens.spec import TokenSpec
 from pipelines.tokens.statistics import TokenWindow, codebook_health, refuse_collapsed, unigram_bits, window_of
 
 

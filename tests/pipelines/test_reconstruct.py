@@ -4,11 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.checkpoint import load_tokenizer
+from pipelines.base.errors import UserError
 from pipelines.data import open_images
 from pipelines.data.loader import stack
-from pipelines.errors import UserError
 from pipelines.evaluate.fidelity import psnr, ssim
+from pipelines.models.checkpoint import load_tokenizer
 from pipelines.reconstruct import reconstruct
 
 

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.errors import UserError
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.run import load_pipeline, run
+from pipelines.base.errors import UserError
+from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.recipes.pipeline import load_pipeline
+from pipelines.run import run
 
 TRAINING = {"steps": 6, "batch_size": 16, "validate_every": 3, "save_every": 3, "validation_rows": 8}
 RECIPES = {

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.checkpoint import LoadedPrior, load_tokenizer
-from pipelines.errors import UserError
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.image_seeds import image_seeds
-from pipelines.pictures import to_uint8
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import to_uint8
+from pipelines.models.checkpoint import LoadedPrior, load_tokenizer
+from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.models.image_seeds import image_seeds
 from pipelines.reconstruct import reconstruct
 from pipelines.sample import read_samples, sample
 from pipelines.tokens.dataset import TokenDataset

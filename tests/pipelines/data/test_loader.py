@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
+from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, open_images, ordered_loader, training_loader
-from pipelines.errors import UserError
 
 
 def shapes(**fields):

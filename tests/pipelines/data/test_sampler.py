@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipelines.data.counter_random import permutation, uniforms
+from pipelines.base.random_streams import permutation, uniforms
 from pipelines.data.sampler import TrainingBatches, batch_indices
 
 

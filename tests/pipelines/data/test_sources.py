@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, Example, Unreadable, open_images
 from pipelines.data.preprocess import apply
 from pipelines.data.torchvision import InMemory
-from pipelines.errors import UserError
 
 
 def config(source: dict, mode: str = "RGB", size: int = 32, **fields) -> DataConfig:
@@ -335,7 +335,7 @@ def test_refusing_accepts_what_is_whole(fashion, capfd):
 
 
 def test_the_pixel_limit_is_exact(tmp_path):
-    from pipelines.data.decoding import TooLarge, decode
+    from pipelines.data.image_files import TooLarge, decode
 
     Image.new("L", (10, 10)).save(tmp_path / "ten.png")
     before = Image.MAX_IMAGE_PIXELS

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from pipelines.base.errors import UserError
 from pipelines.data import open_images, ordered_loader, stack
-from pipelines.errors import UserError
 from pipelines.evaluate.classifier import ClassifierRecipe, load_classifier, train_classifier
-from pipelines.training import TrainingConfig
+from pipelines.training.loop import TrainingConfig
 
 TRAINING = TrainingConfig.model_validate(
     {

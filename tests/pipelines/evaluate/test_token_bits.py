@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pipelines.checkpoint import save_prior
 from pipelines.evaluate.token_bits import TokenBits, token_bits
+from pipelines.models.checkpoint import save_prior
 from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary, sequence_bits
 
@@ -23,7 +23,7 @@ def prior_folder(tiny_tokens, tmp_path_factory):
 
 
 def test_bits_are_the_mean_over_held_out_tokens_given_their_labels(prior_folder, tiny_tokens):
-    from pipelines.checkpoint import load_prior
+    from pipelines.models.checkpoint import load_prior
 
     batch = TokenDataset.open(tiny_tokens).split("test").batch(range(30))
     expected = sequence_bits(load_prior(prior_folder).model, batch["codes"], batch["label"]).mean().item() / 64

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.atomic import sha256_of
+from pipelines.base.atomic_files import sha256_of
+from pipelines.base.errors import UserError
 from pipelines.data.preprocess import Preprocess
-from pipelines.errors import UserError
+from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, narrowest
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, digest_of
 from pipelines.tokens.shards import ShardContent, finished, plan, skipped_rows, write_shard
-from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, narrowest
 
 CLASSES = ("red circle", "blue square", "green star")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 
 def local_folder(name_or_path: str | Path, revision: str | None = None) -> Path:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from pipelines.atomic import replacing, write_text
-from pipelines.errors import UserError
+from pipelines.base.atomic_files import replacing, write_text
+from pipelines.base.errors import UserError
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 

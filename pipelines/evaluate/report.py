@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.atomic import replacing, write_json, write_text
-from pipelines.progress import clock, console
+from pipelines.base.atomic_files import replacing, write_json, write_text
+from pipelines.base.progress import clock, console
 
 Report = Mapping[str, Any]
 PICTURES = {

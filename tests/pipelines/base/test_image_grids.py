@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.pictures import GAP, save_grid, save_png, to_pil, to_uint8
+from pipelines.base.image_grids import GAP, save_grid, save_png, to_pil, to_uint8
 
 
 def test_uint8_survives_the_way_through_a_png(tmp_path):

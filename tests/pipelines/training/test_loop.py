@@ -11,17 +11,17 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from pipelines import runtime
-from pipelines.errors import UserError
-from pipelines.optimizing import OptimizerConfig, WeightAverage, learning_rate
-from pipelines.run_folder import RunFolder
-from pipelines.training import Job, Phase, TrainingConfig, train
+from pipelines.base import distributed
+from pipelines.base.errors import UserError
+from pipelines.training.loop import Job, Phase, TrainingConfig, train
+from pipelines.training.optimizer import OptimizerConfig, WeightAverage, learning_rate
+from pipelines.training.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing them takes longer than the training here; test_tracking.py draws some."""
-    monkeypatch.setattr("pipelines.training.draw_curves", lambda metrics, picture: None)
+    monkeypatch.setattr("pipelines.training.loop.draw_curves", lambda metrics, picture: None)
 
 
 class Recipe(BaseModel):
@@ -76,7 +76,7 @@ def run(path, config, phases=None, steps=None, seed=0):
     phases = phases or {"toy": Phase(Regression(), OptimizerConfig(learning_rate=0.05, warmup=2))}
     folder = RunFolder(path)
     folder.open(Recipe(training=config), overwrite=False)
-    train(folder, phases, config, seed, steps or job(config.steps), runtime.start())
+    train(folder, phases, config, seed, steps or job(config.steps), distributed.start())
     return folder
 
 
@@ -253,7 +253,7 @@ def test_weight_average_equals_its_recurrence_and_copies_buffers():
 
 def test_ranks_that_each_believe_to_be_alone_are_refused(tmp_path):
     """Plain torchrun on a CPU machine, or `accelerate launch --cpu`, would let two processes overwrite each other."""
-    code = "from pipelines import runtime\nfrom accelerate import PartialState\nruntime.start()"
+    code = "from pipelines.base import distributed\nfrom accelerate import PartialState\ndistributed.start()"
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0"}
     for name in ("LOCAL_RANK", "ACCELERATE_USE_CPU", "MASTER_ADDR"):
         environment.pop(name, None)
@@ -278,7 +278,7 @@ def test_precision_of_the_recipe_is_what_the_phase_sees_run_after_run(tmp_path):
         folder = RunFolder(tmp_path / precision)
         folder.open(Recipe(training=config), overwrite=False)
         phases = {"toy": Phase(Watching(), OptimizerConfig())}
-        train(folder, phases, config, 0, job(3), runtime.start(precision))
+        train(folder, phases, config, 0, job(3), distributed.start(precision))
         assert set(seen[:3]) == {expected}
         assert final(folder)["toy"]["linear.weight"].dtype == torch.float32
 
@@ -288,6 +288,6 @@ def test_a_tracker_gets_the_figures(tmp_path):
     config = QUICK.model_copy(update={"steps": 3, "trackers": ("tensorboard",)})
     folder = RunFolder(tmp_path / "run")
     folder.open(Recipe(training=config), overwrite=False)
-    accelerator = runtime.start(trackers=config.trackers, folder=folder.path)
+    accelerator = distributed.start(trackers=config.trackers, folder=folder.path)
     train(folder, {"toy": Phase(Regression(), OptimizerConfig())}, config, 0, job(3), accelerator)
     assert any(b"train/loss" in path.read_bytes() for path in folder.path.rglob("events.out.tfevents.*"))

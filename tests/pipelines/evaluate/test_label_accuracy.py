@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from pipelines.base.errors import UserError
 from pipelines.data import open_images, stack
-from pipelines.errors import UserError
-from pipelines.evaluate import labels as labels_module
-from pipelines.evaluate.labels import label_accuracy
+from pipelines.evaluate import label_accuracy as labels_module
+from pipelines.evaluate.label_accuracy import label_accuracy
 
 
 @pytest.fixture(scope="module")

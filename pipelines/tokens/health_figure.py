@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pipelines.atomic import replacing
-from pipelines.pictures import to_uint8
+from pipelines.base.atomic_files import replacing
+from pipelines.base.image_grids import to_uint8
 from pipelines.tokens.statistics import TokenWindow
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth

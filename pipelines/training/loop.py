@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pipelines import runtime
-from pipelines.errors import UserError
-from pipelines.optimizing import OptimizerConfig, WeightAverage, build_optimizer, learning_rate
-from pipelines.progress import progress
-from pipelines.run_folder import RunFolder
-from pipelines.tracking import MetricsLog, Tracker, draw_curves
+from pipelines.base import distributed
+from pipelines.base.errors import UserError
+from pipelines.base.progress import progress
+from pipelines.training.metrics_log import MetricsLog, Tracker, draw_curves
+from pipelines.training.optimizer import OptimizerConfig, WeightAverage, build_optimizer, learning_rate
+from pipelines.training.run_folder import RunFolder
 
 Batch = dict[str, Tensor]
 
@@ -34,7 +34,7 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(128, gt=0, description="examples per update, over all processes and accumulated parts")
     accumulation: int = Field(1, gt=0, description="parts that a process cuts its share of the batch into")
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: runtime.Precision = "no"
+    precision: distributed.Precision = "no"
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="weight average that is validated and published")
     compile: bool = False
     validate_every: int = Field(500, gt=0)
@@ -86,7 +86,7 @@ class Runner:
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         for index, part in enumerate(parts):
-            runtime.seed_step(seed, step * len(parts) + index, accelerator.process_index)
+            distributed.seed_step(seed, step * len(parts) + index, accelerator.process_index)
             last = index == len(parts) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
                 loss, metrics = self.module(part, step)

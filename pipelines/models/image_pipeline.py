@@ -16,13 +16,20 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipelines import hub
-from pipelines.atomic import sync, write_json, write_text
-from pipelines.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, save_prior, save_tokenizer
-from pipelines.configuring import validate
-from pipelines.errors import UserError
-from pipelines.image_seeds import Seeds, image_seeds
-from pipelines.pictures import to_pil
+from pipelines.base.atomic_files import sync, write_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import to_pil
+from pipelines.base.recipe_files import validate
+from pipelines.models import hub
+from pipelines.models.checkpoint import (
+    LoadedPrior,
+    LoadedTokenizer,
+    load_prior,
+    load_tokenizer,
+    save_prior,
+    save_tokenizer,
+)
+from pipelines.models.image_seeds import Seeds, image_seeds
 from prior import SamplingOptions, Step, generate
 
 FORMAT = "smalti-generator/1"

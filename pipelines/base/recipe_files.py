@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -157,3 +157,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def dump(recipe: BaseModel) -> str:
     """The resolved recipe as YAML, every default spelled out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten_keys(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            result |= flatten_keys(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

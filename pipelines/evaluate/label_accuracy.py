@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, Split, open_images, ordered_loader
 from pipelines.data.shapes import ShapesConfig
 from pipelines.data.shapes_checker import label_of
-from pipelines.errors import UserError
 from pipelines.evaluate.classifier import load_classifier
 
 Judge = Callable[[UInt8[Tensor, "n c h w"]], Int[Tensor, " n"]]

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.configuring import dump, find_recipe, override, read_yaml, validate
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import dump, find_recipe, override, read_yaml, validate
 
 
 class Strict(BaseModel):

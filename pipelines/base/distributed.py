@@ -9,13 +9,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
-from pipelines.errors import UserError
-from pipelines.tracking import Tracker, check_trackers
+from pipelines.base.errors import UserError
 
 Precision = Literal["no", "bf16", "fp16"]
 
 
-def start(precision: Precision = "no", trackers: tuple[Tracker, ...] = (), folder: Path | None = None) -> Accelerator:
+def start(precision: Precision = "no", trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
     """The accelerator of this process. Codebook buffers are synchronised by the codebook itself, so DDP must not.
 
     `trackers` write into or beside `folder`.
@@ -27,7 +26,6 @@ def start(precision: Precision = "no", trackers: tuple[Tracker, ...] = (), folde
     keywords = DistributedDataParallelKwargs(broadcast_buffers=False)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'no' or 'bf16' on a CPU")
-    check_trackers(trackers)
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # a chain of recipes may ask for one precision after another
     accelerator = Accelerator(

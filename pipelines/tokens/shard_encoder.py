@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pipelines.base.errors import UserError
+from pipelines.base.progress import progress
 from pipelines.data import Example, ImageDataset, Split, Unreadable
-from pipelines.errors import UserError
-from pipelines.progress import progress
+from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.shards import Shard, ShardContent, write_shard
-from pipelines.tokens.spec import TokenSpec
 from tokenizer import Autoencoder
 
 Item = TypeVar("Item")

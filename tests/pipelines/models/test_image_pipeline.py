@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import hub
-from pipelines.checkpoint import LoadedPrior, load_tokenizer
-from pipelines.errors import UserError
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.image_seeds import image_seeds
+from pipelines.base.errors import UserError
+from pipelines.models import hub
+from pipelines.models.checkpoint import LoadedPrior, load_tokenizer
+from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.models.image_seeds import image_seeds
 from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, SamplingOptions, TokenPrior, TransformerConfig, Vocabulary, sequence_logprobs
 

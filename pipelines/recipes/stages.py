@@ -1,15 +1,14 @@
 """The recipes of the two stages. The knobs stand beside their owners; here they are put together."""
 
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.checkpoint import tokenizer_config
-from pipelines.configuring import find_recipe, override, read_yaml, validate
-from pipelines.data import DataConfig, Split
-from pipelines.errors import UserError
-from pipelines.training import TrainingConfig
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import find_recipe, override, read_yaml, validate
+from pipelines.data import DataConfig
+from pipelines.training.loop import TrainingConfig
 from prior import TransformerConfig
 from tokenizer import AutoencoderConfig, ObjectiveConfig
 
@@ -84,38 +83,3 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             raise UserError(
                 f"{path}: kind: found {other!r}, expected 'tokenizer' or 'prior' (or 'pipeline' for `smalti run`)"
             )
-
-
-def data_of(argument: str | None, tokenizer: str | Path) -> DataConfig:
-    """The images that a command reads: `--data FILE.yaml` (its `data:` block), `--data FOLDER` of images, or, without
-    `--data`, those that the tokenizer's run was trained on.
-
-    Raises:
-        UserError: there is no such file or folder, or the tokenizer does not stand in its run.
-    """
-    tokenizer = Path(tokenizer)
-    if argument is None:
-        for folder in (tokenizer, tokenizer.parent):
-            if (folder / "recipe.yaml").is_file():
-                return _data_block(folder / "recipe.yaml")
-        raise UserError(f"{tokenizer}: is not inside the run that trained it, so its data is unknown; expected --data")
-    path = Path(argument)
-    if path.is_dir():
-        preprocess = tokenizer_config(tokenizer).preprocess
-        source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(path)}}
-        return validate(DataConfig, {"source": source, "preprocess": preprocess.model_dump()}, path)
-    return _data_block(find_recipe(path))
-
-
-def split_of(name: str) -> Split:
-    """Raises UserError where `name` is no split."""
-    if name not in get_args(Split):
-        raise UserError(f"--split: found {name!r}, expected one of {', '.join(get_args(Split))}")
-    return cast(Split, name)
-
-
-def _data_block(path: Path) -> DataConfig:
-    content = read_yaml(path)
-    if "data" not in content:
-        raise UserError(f"{path}: data: missing; expected a block as in a tokenizer recipe")
-    return validate(DataConfig, content["data"], f"{path}: data")

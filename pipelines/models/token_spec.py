@@ -12,11 +12,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.configuring import validate
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import flatten_keys, validate
 from pipelines.data.dataset import Split
 from pipelines.data.preprocess import Preprocess
-from pipelines.errors import UserError
-from pipelines.run_folder import flat
 
 Unsigned = Literal["uint8", "uint16", "uint32"]
 
@@ -130,7 +129,7 @@ class TokenSpec(BaseModel):
 
 def differences(found: TokenSpec, expected: TokenSpec) -> list[str]:
     """The fields in which two specs differ, in words: `compute.torch: found '2.9', expected '2.15'`."""
-    mine, theirs = flat(found.model_dump(mode="json")), flat(expected.model_dump(mode="json"))
+    mine, theirs = flatten_keys(found.model_dump(mode="json")), flatten_keys(expected.model_dump(mode="json"))
     absent = object()
     return [
         f"{key}: found {_shown(mine.get(key, None))}, expected {_shown(theirs.get(key, None))}"

@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
-from pipelines.errors import UserError
-from pipelines.tracking import MetricsLog, check_trackers, draw_curves, read_metrics
+from pipelines.base.errors import UserError
+from pipelines.training.metrics_log import MetricsLog, check_trackers, draw_curves, read_metrics
 
 
 def test_resuming_drops_what_came_after_the_state_and_a_torn_line(tmp_path):

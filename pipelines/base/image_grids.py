@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from pipelines.atomic import replacing
+from pipelines.base.atomic_files import replacing
 
 GROUND, INK, GAP = (255, 255, 255), (60, 60, 60), 3
 MAX_SCALE, MAX_WIDTH = 4, 1600

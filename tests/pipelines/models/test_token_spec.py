@@ -5,9 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from pipelines.base.errors import UserError
 from pipelines.data.preprocess import Preprocess
-from pipelines.errors import UserError
-from pipelines.tokens.spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
+from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
 
 IDENTITY = TokenizerIdentity(kind="vq", library_version="1", fingerprint="a" * 64, codebook_sha256="b" * 64)
 SPEC = TokenSpec(

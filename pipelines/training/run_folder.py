@@ -8,9 +8,9 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from pipelines.atomic import sync, write_json, write_text
-from pipelines.configuring import dump, read_yaml
-from pipelines.errors import UserError
+from pipelines.base.atomic_files import sync, write_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import dump, flatten_keys, read_yaml
 
 # These change how a run is watched or fed, never what it computes.
 FREE_KEYS = (
@@ -43,8 +43,8 @@ class RunFolder:
         if overwrite and written.is_file():
             shutil.rmtree(self.path)
         if written.is_file() and (self.finished or self.states()):
-            old = flat(read_yaml(written))
-            new = flat(yaml.safe_load(dump(recipe)))
+            old = flatten_keys(read_yaml(written))
+            new = flatten_keys(yaml.safe_load(dump(recipe)))
             differing = [
                 f"{key}: the run has {old.get(key)!r}, this recipe has {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
@@ -97,14 +97,3 @@ class RunFolder:
             raise UserError(
                 f"{states[-1] / 'state.pt'}: cannot be read ({error}); remove that folder to resume from an older state"
             ) from error
-
-
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result

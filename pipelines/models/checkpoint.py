@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipelines.atomic import replacing, sha256_of, write_json, write_text
-from pipelines.configuring import Model, validate
+from pipelines.base.atomic_files import replacing, sha256_of, write_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import Model, validate
 from pipelines.data.preprocess import Preprocess
-from pipelines.errors import UserError
-from pipelines.tokens.spec import TokenSpec
+from pipelines.models.token_spec import TokenSpec
 from prior import PriorConfig, TokenPrior
 from tokenizer import Autoencoder, AutoencoderConfig
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipelines.errors import UserError
+from pipelines.base.errors import UserError
 
 Seeds = int | Sequence[int] | torch.Generator | None
 

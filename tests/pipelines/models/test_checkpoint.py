@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from pipelines.checkpoint import fingerprint, load_prior, load_tokenizer, resolve_folder, save_tokenizer
+from pipelines.base.errors import UserError
 from pipelines.data.preprocess import Preprocess
-from pipelines.errors import UserError
+from pipelines.models.checkpoint import fingerprint, load_prior, load_tokenizer, resolve_folder, save_tokenizer
 from tokenizer import Autoencoder, AutoencoderConfig
 
 PREPROCESS = Preprocess(mode="L", size=8)

@@ -1,0 +1,1 @@
+"""What the rest of `pipelines` stands on: errors, files, reading recipes, progress, figures, processes and devices."""

@@ -1,0 +1,1 @@
+"""Folders of models: tokenizers, priors, and both together as an image pipeline."""

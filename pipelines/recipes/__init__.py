@@ -1,0 +1,1 @@
+"""What a YAML recipe may say."""

@@ -1,0 +1,104 @@
+"""The recipe of a whole pipeline: both stages, encoding, sampling and evaluation."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipelines.base.errors import UserError
+from pipelines.base.recipe_files import find_recipe, override, read_yaml, validate
+from pipelines.data import SPLITS, Split
+from pipelines.evaluate.classifier import TRAINING
+from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
+from pipelines.training.loop import TrainingConfig
+from prior import SamplingOptions
+
+
+class EncodeOptions(BaseModel):
+    """As `smalti encode`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    splits: tuple[Split, ...] = SPLITS
+    num_shards: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+
+
+class SampleOptions(BaseModel):
+    """n images, every class in turn; `options` become the defaults of the generator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    n: int = Field(default=64, ge=1)
+    seed: int = 0
+    batch_size: int = Field(default=64, ge=1)
+    options: SamplingOptions = SamplingOptions()
+
+
+class ClassifierOptions(BaseModel):
+    """The judge of labels where the data has no checker of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seed: int = Field(default=0, ge=0)
+    width: int = Field(default=16, ge=1)
+    training: TrainingConfig = TRAINING
+
+
+class EvaluateOptions(BaseModel):
+    """Figures over the first `limit` images of a held-out split (None: all); `shown` of them are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    split: Split = "test"
+    limit: int | None = Field(default=None, ge=1)
+    shown: int = Field(default=16, ge=1)
+    classifier: ClassifierOptions = ClassifierOptions()
+
+
+class PipelineRecipe(BaseModel):
+    """Both stages and what follows, in one folder. In the YAML, `tokenizer` and `prior` may be paths of recipes,
+    relative to this one; where those write, and which tokens the prior reads, follows from `output`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["pipeline"] = "pipeline"
+    output: Path
+    tokenizer: TokenizerRecipe
+    prior: PriorRecipe
+    encode: EncodeOptions = EncodeOptions()
+    sample: SampleOptions = SampleOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_output(cls, content: Any) -> Any:
+        match content:
+            case {"output": output, "tokenizer": dict(tokenizer), "prior": dict(prior)}:
+                root = Path(output)
+                tokenizer = {**tokenizer, "output": root / "tokenizer"}
+                prior = {**prior, "output": root / "prior", "tokens": root / "tokens"}
+                return {**content, "tokenizer": tokenizer, "prior": prior}
+        return content
+
+    @model_validator(mode="after")
+    def _splits_suffice(self) -> Self:
+        missing = {"train", "validation", self.evaluate.split} - set(self.encode.splits)
+        if missing:
+            raise ValueError(f"encode.splits leaves out {', '.join(sorted(missing))}, which prior or evaluate needs")
+        return self
+
+
+def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> PipelineRecipe:
+    """A pipeline recipe, with the recipes that it names put in place of their paths before overrides are applied
+    (`tokenizer.training.steps=100`).
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    path = find_recipe(path)
+    content = read_yaml(path)
+    if content.get("kind") != "pipeline":
+        raise UserError(
+            f"{path}: kind: found {content.get('kind')!r}, expected 'pipeline'; `smalti train` takes the others"
+        )
+    for part in ("tokenizer", "prior"):
+        if isinstance(content.get(part), str):
+            content[part] = read_yaml(path.parent / content[part])
+    return validate(PipelineRecipe, override(content, overrides or []), path)
