@@ -1,0 +1,72 @@
+"""One figure that shows the idea: an image, its grid of codes, its reconstruction; then codes that were sampled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pipelines.base.atomic_files import replacing
+from pipelines.base.image_grids import to_uint8
+
+MAX_NUMBERED = 16  # codes a side; the numbers of a finer grid would be too small to read
+
+
+@dataclass(frozen=True)
+class OverviewRow:
+    """A held-out image with its codes and reconstruction, and a sampled grid of codes with its decoded image.
+
+    Images are (c, H, W), uint8 or float in [0, 1]; codes are those of the first quantizer. `title` names what was
+    asked of the sample.
+    """
+
+    image: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"]
+    codes: Int[Tensor, "rows columns"]
+    reconstruction: Float[Tensor, "c h w"]
+    sampled_codes: Int[Tensor, "rows columns"]
+    sample: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"]
+    title: str = ""
+
+
+def draw_overview(path: str | Path, rows: list[OverviewRow], num_codes: int) -> Path:
+    """Write one PNG with a row of five panels for each entry of `rows`."""
+    figure = Figure(figsize=(11, 2.45 * len(rows) + 0.1), layout="constrained")
+    grid = figure.subplots(len(rows), 5, squeeze=False)
+    for panels, row in zip(grid, rows, strict=True):
+        _show_image(panels[0], row.image)
+        _show_codes(panels[1], row.codes, num_codes)
+        _show_image(panels[2], row.reconstruction)
+        _show_codes(panels[3], row.sampled_codes, num_codes)
+        _show_image(panels[4], row.sample)
+        panels[4].set_xlabel(row.title, fontsize=9)
+    titles = ("an image", "→ its codes", "→ decoded again", "new codes, sampled", "→ a new image")
+    for panel, title in zip(grid[0], titles, strict=True):
+        panel.set_title(title, fontsize=11)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80)
+    return Path(path)
+
+
+def _show_image(panel: Axes, image: Tensor) -> None:
+    pixels = to_uint8(image).cpu().permute(1, 2, 0).numpy()
+    panel.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+    _no_ticks(panel)
+
+
+def _show_codes(panel: Axes, codes: Tensor, num_codes: int) -> None:
+    """Each code as its number on a colour of its own; neighbours in number get distant colours."""
+    hues = (codes.cpu() * 0.61803) % 1  # steps of the golden ratio spread over the colour circle
+    panel.imshow(hues.numpy(), cmap="hsv", vmin=0, vmax=1, alpha=0.45)
+    if max(codes.shape) <= MAX_NUMBERED:
+        size = min(9.0, 68 / max(codes.shape) / (0.35 + 0.3 * len(str(num_codes - 1))))
+        for row, line in enumerate(codes.tolist()):
+            for column, code in enumerate(line):
+                panel.text(column, row, str(code), ha="center", va="center", fontsize=size)
+    _no_ticks(panel)
+
+
+def _no_ticks(panel: Axes) -> None:
+    panel.set_xticks([])
+    panel.set_yticks([])
