@@ -61,7 +61,7 @@ def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
 
 def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str, Phase], Job]:
     images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
-    rows, size = range(min(len(held_out), recipe.training.validation_rows)), recipe.training.batch_size
+    rows, size = range(min(len(held_out), recipe.training.validation_images)), recipe.training.batch_size
 
     def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         yield from training_loader(images, recipe.seed, size, recipe.training.steps, rank, world, start)
@@ -140,7 +140,7 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
     refuse_collapsed(dataset)
     tokens, held_out = dataset.split("train"), dataset.split("validation")
     classes = _classes(recipe, dataset)
-    rows, size = range(min(len(held_out), recipe.training.validation_rows)), recipe.training.batch_size
+    rows, size = range(min(len(held_out), recipe.training.validation_images)), recipe.training.batch_size
     spec = dataset.spec
     baseline = UnigramBigram(spec.codebook_size).fit(
         torch.from_numpy(tokens.tokens.astype("int64")).view(-1, *spec.grid)

@@ -11,10 +11,10 @@ from accelerate.utils import set_seed
 
 from pipelines.base.errors import UserError
 
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def start(precision: Precision = "no", trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
+def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
     """The accelerator of this process. Codebook buffers are synchronised by the codebook itself, so DDP must not.
 
     `trackers` write into or beside `folder`.
@@ -25,11 +25,12 @@ def start(precision: Precision = "no", trackers: tuple[str, ...] = (), folder: P
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     keywords = DistributedDataParallelKwargs(broadcast_buffers=False)
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'no' or 'bf16' on a CPU")
-    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'fp32' or 'bf16' on a CPU")
+    mixed = "no" if precision == "fp32" else precision
+    if is_initialized() and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # a chain of recipes may ask for one precision after another
     accelerator = Accelerator(
-        mixed_precision=precision,
+        mixed_precision=mixed,
         log_with=list(trackers) or None,
         project_dir=str(folder) if folder else None,
         kwargs_handlers=[keywords],

@@ -23,14 +23,15 @@ from pipelines.base.progress import console
 from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig, Preprocess, open_images, ordered_loader, stack, training_loader
 from pipelines.models.checkpoint import resolve_folder
-from pipelines.training.loop import Batch, Job, Phase, TrainingConfig, train
+from pipelines.training.config import TrainingConfig
+from pipelines.training.loop import Batch, Job, Phase, train
 from pipelines.training.run_folder import RunFolder
 
 TRAINING = TrainingConfig.model_validate(
     {
         "steps": 1500,
         "batch_size": 128,
-        "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.01, "betas": (0.9, 0.99), "final_ratio": 0.0},
+        "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.01, "betas": (0.9, 0.99), "min_lr_ratio": 0.0},
         "ema_decay": None,
         "validate_every": 500,
     }
@@ -141,7 +142,7 @@ def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFo
     images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
     if not images.classes or len(images.classes) < 2:
         raise UserError(f"data: found classes {images.classes}, expected at least two to train a classifier on")
-    classes, rows = tuple(images.classes), range(min(len(held_out), recipe.training.validation_rows))
+    classes, rows = tuple(images.classes), range(min(len(held_out), recipe.training.validation_images))
     torch.manual_seed(recipe.seed)
     config = ClassifierConfig(channels=recipe.data.preprocess.channels, num_classes=len(classes), width=recipe.width)
 

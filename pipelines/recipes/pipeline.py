@@ -10,7 +10,7 @@ from pipelines.base.recipe_files import find_recipe, override, read_yaml, valida
 from pipelines.data import SPLITS, Split
 from pipelines.evaluate.classifier import TRAINING
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
-from pipelines.training.loop import TrainingConfig
+from pipelines.training.config import TrainingConfig
 from prior import SamplingOptions
 
 

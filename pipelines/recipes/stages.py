@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, read_yaml, validate
 from pipelines.data import DataConfig
-from pipelines.training.loop import TrainingConfig
+from pipelines.training.config import TrainingConfig
 from prior import TransformerConfig
 from tokenizer import AutoencoderConfig, ObjectiveConfig
 

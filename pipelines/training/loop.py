@@ -13,36 +13,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pipelines.base import distributed
 from pipelines.base.errors import UserError
 from pipelines.base.progress import progress
-from pipelines.training.metrics_log import MetricsLog, Tracker, draw_curves
+from pipelines.training.config import TrainingConfig
+from pipelines.training.metrics_log import MetricsLog, draw_curves
 from pipelines.training.optimizer import OptimizerConfig, WeightAverage, build_optimizer, learning_rate
 from pipelines.training.run_folder import RunFolder
 
 Batch = dict[str, Tensor]
-
-
-class TrainingConfig(BaseModel):
-    """How long and how a phase is trained. One step is one update of every phase from `batch_size` examples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    steps: int = Field(gt=0)
-    batch_size: int = Field(128, gt=0, description="examples per update, over all processes and accumulated parts")
-    accumulation: int = Field(1, gt=0, description="parts that a process cuts its share of the batch into")
-    optimizer: OptimizerConfig = OptimizerConfig()
-    precision: distributed.Precision = "no"
-    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="weight average that is validated and published")
-    compile: bool = False
-    validate_every: int = Field(500, gt=0)
-    validation_rows: int = Field(2048, gt=0, description="rows of the held-out split that a validation reads")
-    save_every: int = Field(500, gt=0)
-    keep: int = Field(2, gt=0, description="resume states that are kept")
-    log_every: int = Field(50, gt=0)
-    trackers: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,9 +74,11 @@ class Runner:
                 accelerator.backward(loss / len(parts))
             for name, value in {"loss": loss, **metrics}.items():
                 totals[name] = totals.get(name, 0) + value.detach() / len(parts)
-        if self.config.clip_norm is not None:
+        if self.config.max_grad_norm is not None:
             accelerator.unscale_gradients(self.optimizer)
-            totals["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+            totals["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
+                self.module.parameters(), self.config.max_grad_norm
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps)
         self.optimizer.step()
@@ -135,10 +118,10 @@ def train(
         UserError: the batch cannot be shared out, or the loss stopped being finite.
     """
     world, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
-    if config.batch_size % (world * config.accumulation):
+    if config.batch_size % (world * config.gradient_accumulation_steps):
         raise UserError(
-            f"training.batch_size: found {config.batch_size}, expected a multiple of processes x accumulation = "
-            f"{world} x {config.accumulation}"
+            f"training.batch_size: found {config.batch_size}, expected a multiple of processes x "
+            f"gradient_accumulation_steps = {world} x {config.gradient_accumulation_steps}"
         )
     runners = {name: Runner(phase, config, accelerator) for name, phase in phases.items()}
     best, start = float("inf"), 0
@@ -166,12 +149,12 @@ def train(
                 "phases": {name: runner.state_dict() for name, runner in runners.items()},
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             }
-            folder.save_state(step, state, config.keep)
+            folder.save_state(step, state, config.keep_states)
         accelerator.wait_for_everyone()
 
     with progress(config.steps, folder.path.name, start=start, visible=main) as meter:
         for step, batch in enumerate(job.batches(start, rank, world), start=start):
-            parts = _parts(batch, config.accumulation, accelerator.device)
+            parts = _parts(batch, config.gradient_accumulation_steps, accelerator.device)
             metrics: dict[str, Tensor] = {}
             for name, runner in runners.items():
                 prefix = f"{name}/" if len(runners) > 1 else ""
@@ -183,9 +166,7 @@ def train(
                 recent.clear()
                 broken = [name for name, value in means.items() if name.endswith("loss") and value != value]
                 if broken:
-                    raise UserError(
-                        f"{folder.path}: {broken[0]} is not a number at step {done}; lower learning_rate or clip_norm"
-                    )
+                    raise UserError(f"{folder.path}: {broken[0]} is not a number at step {done}; lower learning_rate")
                 meter.note(**{name: value for name, value in means.items() if name.endswith("loss")})
                 first = next(iter(runners.values()))
                 record(done, "train", {**means, "learning_rate": first.optimizer.param_groups[0]["lr"]})

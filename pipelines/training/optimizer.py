@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class OptimizerConfig(BaseModel):
-    """AdamW with linear warm-up and cosine decay to `final_ratio` of the peak learning rate."""
+    """AdamW with linear warm-up and cosine decay to `min_lr_ratio` of the peak learning rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     learning_rate: float = Field(3e-4, gt=0)
@@ -17,8 +17,8 @@ class OptimizerConfig(BaseModel):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(100, ge=0, description="optimizer steps")
-    final_ratio: float = Field(0.05, ge=0, le=1)
-    clip_norm: float | None = Field(1.0, gt=0)
+    min_lr_ratio: float = Field(0.05, ge=0, le=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup
     fraction = (step - config.warmup) / max(1, steps - config.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
-    return config.learning_rate * (config.final_ratio + (1 - config.final_ratio) * cosine)
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 
 
 class WeightAverage:

@@ -13,10 +13,10 @@ from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import dump, flatten_keys, read_yaml
 
 # These change how a run is watched or fed, never what it computes.
-FREE_KEYS = (
+KEYS_IGNORED_ON_RESUME = (
     "training.log_every",
     "training.save_every",
-    "training.keep",
+    "training.keep_states",
     "training.trackers",
     "data.workers",
     "output",
@@ -48,7 +48,7 @@ class RunFolder:
             differing = [
                 f"{key}: the run has {old.get(key)!r}, this recipe has {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+                if old.get(key) != new.get(key) and not key.startswith(KEYS_IGNORED_ON_RESUME)
             ]
             if differing:
                 raise UserError(

@@ -11,7 +11,7 @@ from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.run import run
 
-TRAINING = {"steps": 6, "batch_size": 16, "validate_every": 3, "save_every": 3, "validation_rows": 8}
+TRAINING = {"steps": 6, "batch_size": 16, "validate_every": 3, "save_every": 3, "validation_images": 8}
 RECIPES = {
     "tokenizer.yaml": {
         "kind": "tokenizer",

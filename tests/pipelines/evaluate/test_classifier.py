@@ -8,7 +8,7 @@ import torch
 from pipelines.base.errors import UserError
 from pipelines.data import open_images, ordered_loader, stack
 from pipelines.evaluate.classifier import ClassifierRecipe, load_classifier, train_classifier
-from pipelines.training.loop import TrainingConfig
+from pipelines.training.config import TrainingConfig
 
 TRAINING = TrainingConfig.model_validate(
     {
@@ -17,7 +17,7 @@ TRAINING = TrainingConfig.model_validate(
         "optimizer": {"learning_rate": 1e-2, "warmup": 5},
         "ema_decay": None,
         "validate_every": 60,
-        "validation_rows": 64,
+        "validation_images": 64,
     }
 )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOKENIZER = """
 kind: tokenizer
 output: {output}
@@ -32,7 +32,7 @@ transformer: {{dim: 16, depth: 2, heads: 2, head_dim: 8, dropout: 0.1}}
 training: {training}
 """
 TRAINING = (
-    "{steps: 60, batch_size: 8, validate_every: 25, validation_rows: 16, save_every: 7, log_every: 1, ema_decay: 0.9}"
+    "{steps: 60, batch_size: 8, validate_every: 25, validation_images: 16, save_every: 7, log_every: 1, ema_decay: 0.9}"
 )
 
 

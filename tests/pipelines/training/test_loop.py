@@ -13,7 +13,8 @@ from torch import nn
 
 from pipelines.base import distributed
 from pipelines.base.errors import UserError
-from pipelines.training.loop import Job, Phase, TrainingConfig, train
+from pipelines.training.config import TrainingConfig
+from pipelines.training.loop import Job, Phase, train
 from pipelines.training.optimizer import OptimizerConfig, WeightAverage, learning_rate
 from pipelines.training.run_folder import RunFolder
 
@@ -126,7 +127,7 @@ def test_accumulated_parts_make_the_same_update(tmp_path):
     for parts in (1, 2, 4):
         torch.manual_seed(3)
         phases = {"toy": Phase(Plain(), OptimizerConfig(learning_rate=0.05))}
-        config = QUICK.model_copy(update={"accumulation": parts})
+        config = QUICK.model_copy(update={"gradient_accumulation_steps": parts})
         results.append(final(run(tmp_path / str(parts), config, phases))["toy"]["linear.weight"])
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])
@@ -198,7 +199,7 @@ def test_best_is_the_lowest_validation_and_states_are_kept_newest(tmp_path):
 
 def test_bad_batch_size_and_nan_are_named(tmp_path):
     with pytest.raises(UserError, match=r"training.batch_size: found 8, expected a multiple .* 1 x 3"):
-        run(tmp_path / "a", QUICK.model_copy(update={"accumulation": 3}))
+        run(tmp_path / "a", QUICK.model_copy(update={"gradient_accumulation_steps": 3}))
     full = job(20)
     torn = Job(
         lambda *a: ({"x": b["x"], "y": b["y"] * float("nan")} for b in full.batches(*a)),
@@ -228,7 +229,7 @@ def test_another_recipe_is_refused_and_watching_may_change(tmp_path):
 
 
 def test_learning_rate_is_a_pure_function_with_the_named_ends():
-    config = OptimizerConfig(learning_rate=1.0, warmup=10, final_ratio=0.1)
+    config = OptimizerConfig(learning_rate=1.0, warmup=10, min_lr_ratio=0.1)
     rates = [learning_rate(config, step, 110) for step in range(110)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55) and rates[109] == pytest.approx(0.1, abs=1e-3)
@@ -258,7 +259,7 @@ def test_ranks_that_each_believe_to_be_alone_are_refused(tmp_path):
     for name in ("LOCAL_RANK", "ACCELERATE_USE_CPU", "MASTER_ADDR"):
         environment.pop(name, None)
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True
     )
     assert result.returncode != 0 and "WORLD_SIZE is 2, but accelerate sees 1" in result.stderr
 
@@ -272,7 +273,7 @@ def test_precision_of_the_recipe_is_what_the_phase_sees_run_after_run(tmp_path):
             seen.append(self.linear(batch["x"]).dtype)
             return super().forward(batch, step)
 
-    for precision, expected in (("bf16", torch.bfloat16), ("no", torch.float32)):
+    for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         seen.clear()
         config = QUICK.model_copy(update={"precision": precision, "steps": 3})
         folder = RunFolder(tmp_path / precision)
