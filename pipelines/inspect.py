@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.progress import progress
-from pipelines.base.recipe_files import read_yaml, validate
+from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig, Split, open_images
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
 from pipelines.models.token_spec import narrowest

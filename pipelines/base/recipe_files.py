@@ -7,45 +7,35 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipelines.base.documents import dump_yaml, parse_yaml
 from pipelines.base.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_LINES = 20  # mistakes that one message lists
 
 
 def find_recipe(path: str | Path) -> Path:
     """`path` itself, or the recipe of that name shipped with the package (`configs/…` works from any folder)."""
     path = Path(path)
-    if path.is_file():
+    if _is_file(path):
         return path
     shipped = importlib.util.find_spec("configs")
     for root in shipped.submodule_search_locations or [] if shipped else []:
         inside = Path(root).parent / path if path.parts[:1] == ("configs",) else Path(root) / path
-        if inside.is_file():
+        if _is_file(inside):
             return inside
     raise UserError(
         f"{path}: no such recipe; expected a YAML file, or a shipped one such as configs/shapes/pipeline.yaml"
     )
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: unreadable, not YAML, or not a mapping.
-    """
-    path = Path(path)
+def _is_file(path: Path) -> bool:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__} at the top, expected a mapping of keys")
-    return content
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        return False
 
 
 def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -53,19 +43,17 @@ def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     result = _copied(content)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise UserError(f"override {assignment!r}: expected key.sub=value")
-        try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise UserError(f"override {assignment!r}: the value is not valid YAML: {error}") from error
+        where = f"override {_shortened(assignment)}"
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{where}: expected key.sub=value")
+        value = parse_yaml(text, where) if text else None
         *parents, last = key.split(".")
         node = result
         for depth, parent in enumerate(parents):
             child = node.setdefault(parent, {})
             if not isinstance(child, dict):
                 found = ".".join(parents[: depth + 1])
-                raise UserError(f"override {assignment!r}: {found} is {child!r}, which has no key {last!r}")
+                raise UserError(f"{where}: {found} is {_shortened(child)}, which has no key {last!r}")
             node = child
         if last == "kind" and node.get("kind") != value:
             node.clear()
@@ -86,11 +74,12 @@ def validate(model: type[Model], content: Any, where: str | Path) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = [describe(detail, model, content) for detail in error.errors()]
-        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from error
+        lines = [format_error(detail, model, content) for detail in error.errors()]
+        more = [f"… and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
+        raise UserError("\n".join(f"{where}: {line}" for line in lines[:MAX_LINES] + more)) from error
 
 
-def describe(detail: Any, model: type[BaseModel], content: Any) -> str:
+def format_error(detail: Any, model: type[BaseModel], content: Any) -> str:
     """One pydantic error in words that name the key as the user wrote it."""
     path = [part for part in _as_written(detail["loc"], content)]
     key = ".".join(str(part) for part in path) or "(the whole recipe)"
@@ -100,17 +89,34 @@ def describe(detail: Any, model: type[BaseModel], content: Any) -> str:
             legal = _legal_keys(model, path[:-1], content)
             close = difflib.get_close_matches(str(path[-1]), legal, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            return f"{key}: unknown key{hint} Expected one of: {', '.join(legal)}"
+            return f"{_cut(key)}: unknown key{hint} Expected one of: {', '.join(legal)}"
         case "missing":
             return f"{key}: missing; expected a value"
         case "union_tag_invalid":
-            return f"{key}.kind: found {detail['ctx']['tag']!r}, expected one of {detail['ctx']['expected_tags']}"
+            tag, kinds = _shortened(detail["ctx"]["tag"]), detail["ctx"]["expected_tags"]
+            return f"{key}.kind: found {tag}, expected one of {kinds}"
         case "union_tag_not_found":
             return f"{key}.kind: missing; expected one of the kinds of this block"
         case "value_error":
             return f"{key}: {detail['ctx']['error']}"
         case _:
-            return f"{key}: found {found!r}, expected: {detail['msg'].removeprefix('Input should be ')}"
+            expected = detail["msg"].removeprefix("Input should be ")
+            return f"{key}: found {_shortened(found)}, expected: {expected}{_boolean_hint(found, detail['type'])}"
+
+
+def _boolean_hint(found: Any, mistake: str) -> str:
+    """YAML 1.1 reads some words as true or false, to the surprise of whoever meant the word."""
+    if not isinstance(found, bool) or mistake.startswith("bool"):
+        return ""
+    return ". YAML reads a bare yes, no, on or off as true or false; put the word in quotes if it is meant"
+
+
+def _shortened(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _as_written(location: tuple[Any, ...], content: Any) -> list[Any]:
@@ -156,7 +162,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def dump(recipe: BaseModel) -> str:
     """The resolved recipe as YAML, every default spelled out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def flatten_keys(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

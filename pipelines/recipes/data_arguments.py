@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import cast, get_args
 
+from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
-from pipelines.base.recipe_files import find_recipe, read_yaml, validate
+from pipelines.base.recipe_files import find_recipe, validate
 from pipelines.data import DataConfig, Split
 from pipelines.models.checkpoint import tokenizer_config
 

@@ -5,8 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
-from pipelines.base.recipe_files import find_recipe, override, read_yaml, validate
+from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.data import SPLITS, Split
 from pipelines.evaluate.classifier import TRAINING
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
-from pipelines.base.recipe_files import dump, find_recipe, override, read_yaml, validate
+from pipelines.base.recipe_files import dump, find_recipe, override, validate
 
 
 class Strict(BaseModel):
