@@ -86,7 +86,7 @@ def sample(
     seeds = image_seeds(seed, n)
     mine = range(accelerator.process_index, n, accelerator.num_processes)
     pending = [i for i in mine if _facts(output / names[i]).get("request") != digest]
-    length = pipeline.prior.model.vocabulary.length
+    length = pipeline.prior.model.vocabulary.codes.length
     with progress(len(pending) * length, "sample", "token", visible=accelerator.is_main_process) as meter:
         for start in range(0, len(pending), batch_size):
             part = pending[start : start + batch_size]

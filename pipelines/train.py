@@ -20,11 +20,11 @@ from pipelines.training.loop import Batch, Job, Phase, train
 from pipelines.training.metrics_log import check_trackers
 from pipelines.training.run_folder import RunFolder
 from prior import (
+    CountBaselines,
     PriorConfig,
     PriorPhase,
-    SamplingOptions,
+    SamplingRequest,
     TokenPrior,
-    UnigramBigram,
     Vocabulary,
     generate,
     sequence_bits,
@@ -142,9 +142,7 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
     classes = _classes(recipe, dataset)
     rows, size = range(min(len(held_out), recipe.training.validation_images)), recipe.training.batch_size
     spec = dataset.spec
-    baseline = UnigramBigram(spec.codebook_size).fit(
-        torch.from_numpy(tokens.tokens.astype("int64")).view(-1, *spec.grid)
-    )
+    baseline = CountBaselines(spec.codebook_size).fit(torch.from_numpy(tokens.tokens).view(-1, *spec.grid))
     anchors = baseline.bits_per_token(held_out.batch(rows)["codes"])
 
     def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
@@ -152,7 +150,7 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
             yield tokens.batch(batch_indices(recipe.seed, step, size, len(tokens), rank, world))
 
     def validate(modules: Mapping[str, nn.Module]) -> dict[str, float]:
-        prior = cast(PriorPhase, modules["prior"]).prior
+        prior = cast(PriorPhase, modules["prior"]).model
         bits = 0.0
         for first in range(0, len(rows), size):
             batch = {name: value.to(prior.device) for name, value in held_out.batch(rows[first : first + size]).items()}
@@ -161,17 +159,17 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
         return {"bits_per_token": per_token, "unigram_bits": anchors.unigram, "bigram_bits": anchors.bigram}
 
     def publish(modules: Mapping[str, nn.Module], target: Path) -> None:
-        save_prior(target, cast(PriorPhase, modules["prior"]).prior, spec, classes, card=_card(recipe, "prior"))
+        save_prior(target, cast(PriorPhase, modules["prior"]).model, spec, classes, card=_card(recipe, "prior"))
 
     def draw(modules: Mapping[str, nn.Module], step: int) -> None:
-        prior = cast(PriorPhase, modules["prior"]).prior
+        prior = cast(PriorPhase, modules["prior"]).model
         labels = torch.arange(32, device=prior.device) % len(classes) if classes else None
-        drawn = generate(prior, labels, SamplingOptions(), seeds=range(32))
+        drawn = generate(prior, SamplingRequest(range(32), labels))
         pictures = tokenizer.model.decode_codes(drawn.codes.cpu())
         names = [classes[int(label)] for label in labels] if classes and labels is not None else None
         save_grid(folder.path / "pictures" / f"samples-{step:08d}.png", pictures, columns=8, captions=names)
 
-    vocabulary = Vocabulary(num_codes=spec.codebook_size, grid=spec.grid, num_classes=len(classes) if classes else None)
+    vocabulary = Vocabulary.of_labels_and_codes(spec.codebook_size, spec.grid, len(classes) if classes else None)
     config = PriorConfig(
         vocabulary=vocabulary, transformer=recipe.transformer, condition_dropout=recipe.condition_dropout
     )

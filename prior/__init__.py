@@ -1,33 +1,36 @@
 """A distribution over code sequences: vocabulary, transformer, objective, baselines, and sampling."""
 
-from prior.baselines import BaselineBits, UnigramBigram
-from prior.decoding import StaticDecoder
-from prior.generate import Generated, Step, generate, generate_naive, stream
-from prior.logits import SamplingOptions, process
+from prior.baselines import BaselineBits, CountBaselines
+from prior.cached_decoder import CachedDecoder
+from prior.logits import SamplingOptions, process_logits
 from prior.objective import PriorPhase, sequence_bits, sequence_logprobs
-from prior.ranking import most_likely, rank
+from prior.ranking import most_likely, order_by_likelihood
+from prior.sampling import GenerationOutput, SamplingRequest, Step, generate, generate_naive, stream
 from prior.sequence import codes_to_tokens, tokens_to_codes
-from prior.transformer import PriorConfig, TokenPrior, TransformerConfig
-from prior.vocabulary import Vocabulary
+from prior.token_prior import PriorConfig, TokenPrior
+from prior.transformer import TransformerConfig
+from prior.vocabulary import Segment, Vocabulary
 
 __all__ = [
     "BaselineBits",
-    "Generated",
+    "CachedDecoder",
+    "CountBaselines",
+    "GenerationOutput",
     "PriorConfig",
     "PriorPhase",
     "SamplingOptions",
-    "StaticDecoder",
+    "SamplingRequest",
+    "Segment",
     "Step",
     "TokenPrior",
     "TransformerConfig",
-    "UnigramBigram",
     "Vocabulary",
     "codes_to_tokens",
     "generate",
     "generate_naive",
     "most_likely",
-    "process",
-    "rank",
+    "order_by_likelihood",
+    "process_logits",
     "sequence_bits",
     "sequence_logprobs",
     "stream",

@@ -1,13 +1,17 @@
-"""What a prior has to beat: unigram and bigram models of the codes."""
+"""What a prior has to beat: unigram and bigram models of the codes, fitted by counting."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prior.sequence import refuse_outside
+from prior.pair_counts import PairCounts
+from prior.sequence import check_range
+
+CHUNK = 2**20
+"""Codes that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -18,70 +22,127 @@ class BaselineBits:
     bigram: float
 
 
-class UnigramBigram:
-    """Unigram and bigram of the raster sequence, each depth with tables of its own.
+@dataclass(frozen=True)
+class _Tables:
+    """What the counts of pairs say about codes and contexts. All are indexed with the quantizer as the major axis."""
+
+    unigram: Float[Tensor, " qk"]
+    lower: Float[Tensor, " qk"]
+    """The distribution that the bigram falls back on: codes by their number of different predecessors."""
+    context_tokens: Float[Tensor, " qk1"]
+    context_kinds: Float[Tensor, " qk1"]
+    discount: float
+
+
+class CountBaselines:
+    """Unigram and bigram of the codes in raster order, each quantizer with tables of its own.
 
     The bigram is given the code just before (a mark at the start) and smoothed by interpolated Kneser-Ney (Chen and
     Goodman 1998, section 2.7): a discount d = n1 / (n1 + 2 n2), from the counts of pairs seen once and twice, is taken
     off each count and handed out by the number of different predecessors of a code. The unigram adds half a count to
-    each code (Krichevsky and Trofimov). Only pairs that occur are stored.
+    each code (Krichevsky and Trofimov). Memory follows the number of different pairs, not of tokens.
     """
 
     def __init__(self, num_codes: int):
         self.num_codes = num_codes
-        self.pairs = torch.empty(0, dtype=torch.long)
-        self.counts = torch.empty(0, dtype=torch.long)
-        self.depth = 0
+        self.num_quantizers = 0
+        self.pairs = PairCounts(0)
+        self._tables: _Tables | None = None
 
-    def fit(self, codes: Int[Tensor, "b h w q"]) -> "UnigramBigram":
-        """Count these training codes on top of those before. Raises ValueError for codes outside [0, num_codes)."""
-        if self.depth not in (0, codes.shape[-1]):
-            raise ValueError(f"codes have depth {codes.shape[-1]}, those before had {self.depth}")
-        self.depth = codes.shape[-1]
-        pairs, counts = self._encode(codes).flatten().unique(return_counts=True)
-        self.pairs, inverse = torch.cat([self.pairs, pairs]).unique(return_inverse=True)
-        counts = torch.cat([self.counts, counts])
-        self.counts = torch.zeros_like(self.pairs).index_add_(0, inverse, counts)
+    def fit(self, codes: Int[Tensor, "b h w q"]) -> "CountBaselines":
+        """Count these training codes, of any integer dtype, on top of those before.
+
+        Raises ValueError for codes outside [0, num_codes) or for another number of quantizers.
+        """
+        if self.num_quantizers not in (0, codes.shape[-1]):
+            raise ValueError(f"codes have {codes.shape[-1]} quantizers, those before had {self.num_quantizers}")
+        if not self.num_quantizers:
+            self._set_quantizers(codes.shape[-1])
+        for pairs in self._pair_chunks(codes):
+            self.pairs.add(pairs)
+        self._tables = None
         return self
 
     def bits_per_token(self, codes: Int[Tensor, "b h w q"]) -> BaselineBits:
-        """Mean bits of held-out codes. ValueError before `fit`, for another depth, for codes out of range."""
-        if codes.shape[-1] != self.depth:
-            raise ValueError(f"codes have depth {codes.shape[-1]}, the fit saw depth {self.depth} (0: nothing yet)")
-        pairs = self._encode(codes).flatten()
-        return BaselineBits(*(float(-p.log2().mean()) for p in self._probabilities(pairs)))
+        """Mean bits of held-out codes. ValueError before `fit`, for other quantizers, for codes out of range."""
+        if codes.shape[-1] != self.num_quantizers:
+            raise ValueError(
+                f"codes have {codes.shape[-1]} quantizers, the fit saw {self.num_quantizers} (0: nothing yet)"
+            )
+        sums = torch.zeros(2, dtype=torch.float64)
+        for pairs in self._pair_chunks(codes):
+            kinds, counts = pairs.unique(return_counts=True)
+            for i, probabilities in enumerate(self.probabilities(kinds)):
+                sums[i] -= (counts * probabilities.log2()).sum()
+        return BaselineBits(*(sums / codes.numel()).tolist())
 
-    def _encode(self, codes: Int[Tensor, "b h w q"]) -> Int[Tensor, "b n"]:
-        """(depth, previous, code) of each position as one number; previous = num_codes at the start."""
-        codes = codes.cpu().long()
-        refuse_outside(codes, self.num_codes, "codes")
-        sequence = rearrange(codes, "b h w q -> b (h w q)")
-        previous = torch.nn.functional.pad(sequence, (1, 0), value=self.num_codes)[:, :-1]
-        depths = torch.arange(sequence.shape[1]) % self.depth
-        return (depths * (self.num_codes + 1) + previous) * self.num_codes + sequence
+    def probabilities(self, pairs: Int[Tensor, " t"]) -> tuple[Float[Tensor, " t"], Float[Tensor, " t"]]:
+        """Unigram and bigram probability of sorted pairs; a pair is (quantizer, previous, code) as one number."""
+        tables, (contexts, codes) = self._summed(), self._split(pairs)
+        lower, total = tables.lower[codes], tables.context_tokens[contexts]
+        count = self.pairs.of(pairs).double()
+        spread = tables.discount * tables.context_kinds[contexts] * lower
+        bigram = ((count - tables.discount).clamp(min=0) + spread) / total.clamp(min=1)
+        return tables.unigram[codes], torch.where(total > 0, bigram, lower)
 
-    def _probabilities(self, pairs: Int[Tensor, " t"]) -> tuple[Float[Tensor, " t"], Float[Tensor, " t"]]:
-        size = self.num_codes
-        seen_context, seen_code = self.pairs // size, self.pairs // (size * (size + 1)) * size + self.pairs % size
-        contexts, codes = pairs // size, pairs // (size * (size + 1)) * size + pairs % size
-        tokens, kinds = (self._sums(seen_code, values, self.depth * size) for values in (self.counts, None))
-        context_tokens, context_kinds = (
-            self._sums(seen_context, values, self.depth * (size + 1)) for values in (self.counts, None)
-        )
-        unigram = self._half_added(tokens)[codes]
-        lower = self._half_added(kinds)[codes]
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All that `from_tensors` needs, as plain tensors for a safetensors file."""
+        sizes = {"num_codes": torch.tensor(self.num_codes), "num_quantizers": torch.tensor(self.num_quantizers)}
+        return sizes | self.pairs.to_tensors()
 
-        once, twice = int((self.counts == 1).sum()), int((self.counts == 2).sum())
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "CountBaselines":
+        """Inverse of `to_tensors`. Raises ValueError for tensors that it did not make."""
+        rest = dict(tensors)
+        try:
+            num_codes, num_quantizers = (int(rest.pop(name)) for name in ("num_codes", "num_quantizers"))
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"expected the numbers num_codes and num_quantizers, found {sorted(tensors)}") from error
+        if not 0 < num_codes <= 2**24 or not 0 <= num_quantizers <= 2**10:
+            raise ValueError(f"found num_codes={num_codes}, num_quantizers={num_quantizers}: out of range")
+        baselines = cls(num_codes)
+        baselines._set_quantizers(num_quantizers)
+        baselines.pairs.load_tensors(rest)
+        return baselines
+
+    def _set_quantizers(self, num_quantizers: int) -> None:
+        self.num_quantizers = num_quantizers
+        self.pairs = PairCounts(num_quantizers * (self.num_codes + 1) * self.num_codes)
+
+    def _pair_chunks(self, codes: Int[Tensor, "b h w q"]) -> Iterator[Int[Tensor, " t"]]:
+        """(quantizer, previous, code) of each position as one number; previous = num_codes at the start of an image."""
+        for rows in codes.split(max(1, CHUNK // max(1, codes[0].numel()))) if len(codes) else ():
+            sequence = rows.flatten(1).cpu().long()
+            check_range(sequence, self.num_codes, "codes")
+            previous = torch.nn.functional.pad(sequence, (1, 0), value=self.num_codes)[:, :-1]
+            quantizers = torch.arange(sequence.shape[1]) % self.num_quantizers
+            yield ((quantizers * (self.num_codes + 1) + previous) * self.num_codes + sequence).flatten()
+
+    def _split(self, pairs: Int[Tensor, " t"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """(quantizer, previous) and (quantizer, code) of each pair, as one number each."""
+        quantizers = pairs // (self.num_codes * (self.num_codes + 1))
+        return pairs // self.num_codes, quantizers * self.num_codes + pairs % self.num_codes
+
+    def _summed(self) -> _Tables:
+        if self._tables is None:
+            self._tables = self._sum_counts()
+        return self._tables
+
+    def _sum_counts(self) -> _Tables:
+        tokens, kinds = torch.zeros(2, self.num_quantizers * self.num_codes, dtype=torch.float64)
+        context_tokens, context_kinds = torch.zeros(2, self.num_quantizers * (self.num_codes + 1), dtype=torch.float64)
+        once = twice = 0
+        for pairs, counts in self.pairs:
+            contexts, codes = self._split(pairs)
+            weights, ones = counts.double(), torch.ones(len(counts), dtype=torch.float64)
+            tokens.index_add_(0, codes, weights)
+            kinds.index_add_(0, codes, ones)
+            context_tokens.index_add_(0, contexts, weights)
+            context_kinds.index_add_(0, contexts, ones)
+            once, twice = once + int((counts == 1).sum()), twice + int((counts == 2).sum())
         discount = (once + 1) / (once + 2 * twice + 2)  # one added to either count: never 0, never 1 or more
-        place = torch.searchsorted(self.pairs, pairs).clamp(max=len(self.pairs) - 1)
-        count = torch.where(self.pairs[place] == pairs, self.counts[place], 0).double()
-        total, followers = context_tokens[contexts], context_kinds[contexts]
-        seen = ((count - discount).clamp(min=0) + discount * followers * lower) / total.clamp(min=1)
-        return unigram, torch.where(total > 0, seen, lower)
+        return _Tables(self._half_added(tokens), self._half_added(kinds), context_tokens, context_kinds, discount)
 
-    def _sums(self, index: Tensor, values: Tensor | None, length: int) -> Float[Tensor, " l"]:
-        return torch.bincount(index, values if values is None else values.double(), minlength=length).double()
-
-    def _half_added(self, counts: Float[Tensor, " l"]) -> Float[Tensor, " l"]:
-        table = counts.view(self.depth, self.num_codes) + 0.5
+    def _half_added(self, counts: Float[Tensor, " qk"]) -> Float[Tensor, " qk"]:
+        table = counts.view(self.num_quantizers, self.num_codes) + 0.5
         return (table / table.sum(dim=-1, keepdim=True)).flatten()

@@ -1,31 +1,37 @@
-"""The condition is the first token: a label, or null where there is none or where it was dropped."""
+"""The condition comes first in the sequence: a label, or null where there is none or where it was dropped."""
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prior.sequence import refuse_outside
+from prior.sequence import check_range
 from prior.vocabulary import Vocabulary
 
 
 def condition_tokens(
-    vocabulary: Vocabulary, labels: Int[Tensor, " b"] | None, batch: int, device: torch.device
-) -> Int[Tensor, "b 1"]:
-    """The prefix of each image. Without labels it is the null condition, the one that `drop_condition` leaves behind.
+    vocabulary: Vocabulary, condition: Int[Tensor, "b ..."] | None, batch: int, device: torch.device
+) -> Int[Tensor, "b c"]:
+    """The ids of each image's condition: (b,) labels or (b, c) values of a longer segment.
 
-    Raises ValueError for labels given to an unconditional prior, one too many or too few, or outside [0, num_classes).
+    None is the null condition, the one that `drop_condition` leaves behind.
+
+    Raises ValueError for a condition given to an unconditional prior, for the wrong shape, and for values out of range.
     """
-    if labels is None:
-        return torch.full((batch, 1), vocabulary.null, device=device)
-    if vocabulary.num_classes is None:
-        raise ValueError("labels were given, but this prior is unconditional (num_classes is None)")
-    if len(labels) != batch:
-        raise ValueError(f"{len(labels)} labels were given for {batch} images")
-    refuse_outside(labels, vocabulary.num_classes, "labels")
-    return labels.to(device)[:, None].long() + vocabulary.first_label
+    segment = vocabulary.condition
+    if condition is None:
+        return torch.full((batch, segment.length), vocabulary.null, device=device)
+    if not vocabulary.conditional:
+        raise ValueError(f"{segment.name}: found a condition, but this prior is unconditional")
+    if len(condition) != batch:
+        raise ValueError(f"{segment.name}: found {len(condition)} rows for {batch} images")
+    if condition[0].numel() != segment.length:
+        raise ValueError(f"{segment.name}: found {condition[0].numel()} values a row, expected {segment.length}")
+    tokens = condition.reshape(batch, segment.length).long()
+    check_range(tokens, vocabulary.null, segment.name)
+    return tokens.to(device)
 
 
-def drop_condition(tokens: Int[Tensor, "b 1"], vocabulary: Vocabulary, probability: float) -> Int[Tensor, "b 1"]:
+def drop_condition(tokens: Int[Tensor, "b c"], vocabulary: Vocabulary, probability: float) -> Int[Tensor, "b c"]:
     """Each image's condition becomes null with this probability (classifier-free guidance, arXiv 2207.12598)."""
-    dropped = torch.rand(tokens.shape, device=tokens.device) < probability
+    dropped = torch.rand(len(tokens), 1, device=tokens.device) < probability
     return tokens.masked_fill(dropped, vocabulary.null)

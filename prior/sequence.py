@@ -1,38 +1,37 @@
-"""Grids of codes as sequences of tokens: raster order, depth minor."""
+"""Grids of codes as sequences of ids: raster order, the quantizers of a cell one after the other."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
 from prior.vocabulary import Vocabulary
 
 
-def depth_offsets(vocabulary: Vocabulary, device: torch.device) -> Int[Tensor, " n"]:
-    """What turns the code at each position into its token: every depth has ids of its own."""
-    return torch.arange(vocabulary.length, device=device) % vocabulary.depth * vocabulary.num_codes
+def code_offsets(vocabulary: Vocabulary, device: torch.device) -> Int[Tensor, " n"]:
+    """What turns the code at each position into its id."""
+    return torch.tensor(vocabulary.code_offsets, device=device)
 
 
 def codes_to_tokens(codes: Int[Tensor, "b h w q"], vocabulary: Vocabulary) -> Int[Tensor, "b n"]:
-    """Tokens of whole images.
+    """Ids of whole images; any integer dtype.
 
-    Raises ValueError when the grid is not the vocabulary's, or (where looking costs no synchronisation: on the CPU)
-    when a code lies outside [0, num_codes): it would silently be read as a label or as a code of another depth.
+    Raises ValueError when the grid is not that of the vocabulary, or (on the CPU, where looking costs nothing) when a
+    code lies outside [0, num_codes): it would silently be read as a code of another quantizer.
     """
-    if codes.shape[1:] != vocabulary.grid:
-        raise ValueError(f"codes have the grid {tuple(codes.shape[1:])}, the prior expects {vocabulary.grid} (h, w, q)")
-    refuse_outside(codes, vocabulary.num_codes, "codes")
-    return rearrange(codes, "b h w q -> b (h w q)").long() + depth_offsets(vocabulary, codes.device)
+    if codes.shape[1:] != vocabulary.codes.axes:
+        found, expected = tuple(codes.shape[1:]), vocabulary.codes.axes
+        raise ValueError(f"codes have the grid {found}, the prior expects {expected} (h, w, q)")
+    codes = codes.flatten(1).long()
+    check_range(codes, vocabulary.codes.size, "codes")
+    return codes + code_offsets(vocabulary, codes.device)
 
 
 def tokens_to_codes(tokens: Int[Tensor, "b n"], vocabulary: Vocabulary) -> Int[Tensor, "b h w q"]:
     """Inverse of `codes_to_tokens`."""
-    height, width, depth = vocabulary.grid
-    codes = tokens - depth_offsets(vocabulary, tokens.device)
-    return rearrange(codes, "b (h w q) -> b h w q", h=height, w=width, q=depth)
+    return (tokens - code_offsets(vocabulary, tokens.device)).unflatten(1, vocabulary.codes.axes)
 
 
-def refuse_outside(values: Int[Tensor, "..."], limit: int, name: str) -> None:
+def check_range(values: Int[Tensor, "..."], limit: int, name: str) -> None:
     """Raise ValueError for a value outside [0, limit); looks only at tensors on the CPU."""
     if values.device.type == "cpu" and values.numel():
         low, high = (int(value) for value in values.aminmax())

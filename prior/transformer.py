@@ -1,20 +1,23 @@
-"""The network: a causal transformer of x-transformers behind about ten knobs."""
+"""The network: x-transformers' blocks in a stack of our own, with a mask per layer."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from x_transformers import Decoder, TransformerWrapper
-from x_transformers.x_transformers import GLU
 
-from prior.conditioning import condition_tokens, drop_condition
-from prior.sequence import codes_to_tokens
+from prior.positions import AxialPositions, rotary_angles
 from prior.vocabulary import Vocabulary
+
+Mask = Bool[Tensor, "n n"] | None
+"""True where a query (row) may attend to a key (column). None: to everything before it, on the fast path of SDPA."""
 
 
 class TransformerConfig(BaseModel):
@@ -29,128 +32,103 @@ class TransformerConfig(BaseModel):
     ff_mult: PositiveFloat = 4.0
     """Width of a plain feed-forward of the same size; SwiGLU's is 2/3 of it (arXiv 2002.05202), in multiples of 32."""
     positions: Literal["learned", "rotary"] = "learned"
-    """learned: embeddings of row + column (+ depth); rotary: of the place in the sequence."""
+    """learned: embeddings of row + column (+ quantizer); rotary: of the place in the sequence."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     flash: bool = True
+    """Attention by torch's scaled_dot_product_attention; False spells it out."""
 
     @property
     def ff_dim(self) -> int:
         return math.ceil(self.dim * self.ff_mult * 2 / 3 / 32) * 32
 
     @model_validator(mode="after")
-    def _rotates_in_pairs(self) -> "TransformerConfig":
+    def _check_head_dim(self) -> "TransformerConfig":
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"positions='rotary' needs an even head_dim, got {self.head_dim}")
         return self
 
 
-class PriorConfig(BaseModel):
-    """What a `TokenPrior` is built from."""
+class Block(nn.Module):
+    """Pre-norm causal attention, then a pre-norm SwiGLU feed-forward, each added to its input."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    vocabulary: Vocabulary
-    transformer: TransformerConfig = TransformerConfig()
-    condition_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Probability that a training image's label is replaced by the null condition, which guidance needs."""
-
-
-class GridPositions(nn.Module):
-    """Row + column (+ depth) embedding of the place that each position predicts."""
-
-    def __init__(self, dim: int, grid: tuple[int, int, int]):
+    def __init__(self, config: TransformerConfig, mask: Mask):
         super().__init__()
-        self.axes = nn.ModuleList(nn.Embedding(size, dim) for size in grid if size > 1 or grid == (1, 1, 1))
-        for axis in self.axes:
-            nn.init.normal_(axis.weight, std=dim**-0.5)  # pyright: ignore[reportArgumentType]
-        indices = torch.cartesian_prod(*(torch.arange(axis.num_embeddings) for axis in self.axes))  # pyright: ignore
-        self.indices: Tensor
-        self.register_buffer("indices", indices.reshape(-1, len(self.axes)), persistent=False)
-
-    def table(self) -> Float[Tensor, "n d"]:
-        """The embedding of every place of the grid, in raster order."""
-        return torch.stack([axis(index) for axis, index in zip(self.axes, self.indices.unbind(-1), strict=True)]).sum(0)
+        self.attention_norm = _x_transformers().RMSNorm(config.dim)
+        self.attention: Any = _x_transformers().Attention(
+            config.dim,
+            dim_head=config.head_dim,
+            heads=config.heads,
+            causal=True,
+            flash=config.flash,
+            dropout=config.dropout,
+            project_out=True,
+        )
+        self.feedforward_norm = _x_transformers().RMSNorm(config.dim)
+        self.feedforward: Any = _x_transformers().FeedForward(
+            config.dim,
+            mult=(config.ff_dim + 0.5) / config.dim,  # x-transformers floors dim * mult
+            glu=True,
+            swish=True,
+            no_bias=True,
+            dropout=config.dropout,
+        )
+        self.feedforward.ff[0].proj.register_parameter("bias", None)  # no_bias leaves this one
+        self.mask: Tensor | None
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(
-        self,
-        x: Int[Tensor, "b m"],
-        pos: Tensor | None = None,
-        seq_start_pos: Tensor | None = None,
-        offset: int = 0,
-    ) -> Float[Tensor, "m d"]:
-        """x-transformers' call of an absolute position embedding; only whole prefixes are ever passed."""
-        return self.table()[offset : offset + x.shape[1]]
+        self, x: Float[Tensor, "b m d"], angles: Float[Tensor, "1 m e"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        mask = None if self.mask is None else self.mask[: x.shape[1], : x.shape[1]]
+        rotary = None if angles is None else (angles, 1.0)
+        x = x + self.attention(self.attention_norm(x), attn_mask=mask, rotary_pos_emb=rotary)
+        return x + self.feedforward(self.feedforward_norm(x))
 
 
-class TokenPrior(nn.Module):
-    """p(codes | label), one code after another in raster order, depth minor."""
+class Transformer(nn.Module):
+    """From ids to the hidden state of each position, and from there to logits of the ids that the next may take."""
 
-    def __init__(self, config: PriorConfig):
+    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, masks: Sequence[Mask]):
         super().__init__()
-        self.config = config
-        vocabulary, transformer = config.vocabulary, config.transformer
-        self.network: Any = TransformerWrapper(  # Any: x-transformers is untyped
-            num_tokens=vocabulary.size,
-            max_seq_len=vocabulary.length,
-            logits_dim=vocabulary.num_codes,  # the position decides the depth
-            use_abs_pos_emb=False,
-            emb_dropout=transformer.dropout,
-            attn_layers=Decoder(
-                dim=transformer.dim,
-                depth=transformer.depth,
-                heads=transformer.heads,
-                use_rmsnorm=True,
-                rotary_pos_emb=transformer.positions == "rotary",
-                rotary_emb_dim=transformer.head_dim,
-                attn_dim_head=transformer.head_dim,
-                attn_flash=transformer.flash,
-                attn_dropout=transformer.dropout,
-                attn_project_out=True,
-                ff_glu=True,
-                ff_swish=True,
-                ff_mult=(transformer.ff_dim + 0.5) / transformer.dim,  # x-transformers floors dim * mult
-                ff_no_bias=True,
-                ff_dropout=transformer.dropout,
-                verbose=False,
-            ),
-        )
-        for block in self.network.modules():
-            if isinstance(block, GLU):
-                block.proj.register_parameter("bias", None)  # no linear map here has one; x-transformers has no knob
-        if transformer.positions == "learned":
-            self.network.pos_emb = GridPositions(transformer.dim, vocabulary.grid)
-            self.network.can_cache_kv_outside_max_seq_len = False
+        self.vocabulary = vocabulary
+        self.token_embedding = nn.Embedding(vocabulary.size, config.dim)
+        nn.init.kaiming_normal_(self.token_embedding.weight)
+        self.positions = AxialPositions(config.dim, vocabulary) if config.positions == "learned" else None
+        self.rotary_dim = config.head_dim if config.positions == "rotary" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, mask) for mask in masks)
+        self.final_norm = _x_transformers().RMSNorm(config.dim)
+        self.to_logits = nn.Linear(config.dim, vocabulary.size - vocabulary.first_predicted_id, bias=False)
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.config.vocabulary
+    def forward(self, tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+        """The normalised hidden state after each of the first m tokens."""
+        x = self.token_embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions.table()[: x.shape[1]]
+        x = self.dropout(x)
+        angles = rotary_angles(x.shape[1], self.rotary_dim, x.device)[None] if self.rotary_dim else None
+        for block in self.blocks:
+            x = block(x, angles)
+        return self.final_norm(x)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    def head(self) -> Float[Tensor, "q k d"]:
+        """The map from hidden states to logits, one matrix for each quantizer of the codes."""
+        codes = self.vocabulary.codes
+        return self.to_logits.weight[-codes.num_ids :].unflatten(0, (codes.num_quantizers, codes.size))
 
-    def forward(self, codes: Int[Tensor, "b h w q"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b n k"]:
-        """Logits of the code at every position given the label and the codes before it.
+    def code_logits(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k"]:
+        """Logits of the codes of whole images; `hidden` are the states that predict them."""
+        head = self.head()
+        if len(head) == 1:
+            return F.linear(hidden, head[0])
+        grouped = rearrange(hidden, "b (c q) d -> q (b c) d", q=len(head))
+        return rearrange(torch.bmm(grouped, head.mT), "q (b c) k -> b (c q) k", b=len(hidden))
 
-        In training mode a label is dropped with probability `condition_dropout`. Raises ValueError for a foreign grid,
-        for codes or labels out of range, and for labels given to an unconditional prior.
-        """
-        prefix = condition_tokens(self.vocabulary, labels, len(codes), codes.device)
-        if self.training and labels is not None:
-            prefix = drop_condition(prefix, self.vocabulary, self.config.condition_dropout)
-        return self.logits(prefix, codes_to_tokens(codes, self.vocabulary)[:, :-1])
 
-    def logits(self, prefix: Int[Tensor, "b 1"], tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b m+1 k"]:
-        """Logits of the first m + 1 codes, given the condition token and the first m code tokens."""
-        return self.network(torch.cat([prefix, tokens], dim=1))
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode without gradients; the mode comes back afterwards."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.train(training)
+@cache
+def _x_transformers() -> Any:  # it is untyped
+    """The library, imported when a network is built: it takes a second, and whoever reads options should not wait."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+        from x_transformers import x_transformers
+    return x_transformers

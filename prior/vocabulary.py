@@ -1,39 +1,121 @@
-"""One id space for everything the prior reads: the codes of every depth, the labels, and the null condition."""
+"""One id space for everything that the prior reads: a condition, then codes."""
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+import math
+from itertools import accumulate
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
-class Vocabulary(BaseModel):
-    """The tokens of a prior over (h, w, q) grids of codes in [0, num_codes).
+class Segment(BaseModel):
+    """Consecutive positions of one kind: a label, a caption, or the codes of an image.
 
-    Ids run: codes of depth 0, codes of depth 1, …, labels, null. The null token is the absent condition and the start
-    of the sequence in one: an unconditional prior is one whose condition is always absent.
+    Each position holds a value in [0, size). Positions run through `shape` in raster order and, within a cell, through
+    the quantizers. Every quantizer has `size` ids of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_codes: PositiveInt
-    grid: tuple[PositiveInt, PositiveInt, PositiveInt]
-    num_classes: PositiveInt | None = None
+    name: str
+    size: PositiveInt
+    shape: tuple[PositiveInt, ...] = Field(default=(1,), min_length=1)
+    num_quantizers: PositiveInt = 1
 
     @property
-    def depth(self) -> int:
-        """q, the number of codes in one cell of the grid."""
-        return self.grid[2]
+    def axes(self) -> tuple[int, ...]:
+        """The axes that positions run through, the last one fastest; (h, w, q) for the codes of an image."""
+        return (*self.shape, self.num_quantizers)
 
     @property
     def length(self) -> int:
-        """n = h * w * q, the number of codes of one image."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
+        """Number of positions."""
+        return math.prod(self.axes)
 
     @property
-    def first_label(self) -> int:
-        return self.depth * self.num_codes
+    def num_ids(self) -> int:
+        return self.size * self.num_quantizers
+
+
+class Vocabulary(BaseModel):
+    """An ordered tuple of segments: first the condition, then the codes, which the prior draws one after the other.
+
+    Ids run through the segments in order. The largest value of the condition's segment is the null condition, which
+    stands for an absent one: an unconditional prior has a condition segment of size 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    segments: tuple[Segment, Segment]
+
+    @classmethod
+    def of_labels_and_codes(
+        cls, num_codes: int, grid: tuple[int, int, int], num_classes: int | None = None
+    ) -> "Vocabulary":
+        """One of `num_classes` labels (None: the prior is unconditional), then an (h, w, q) grid of codes."""
+        label = Segment(name="label", size=(num_classes or 0) + 1)
+        codes = Segment(name="codes", size=num_codes, shape=grid[:2], num_quantizers=grid[2])
+        return cls(segments=(label, codes))
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> "Vocabulary":
+        if self.condition.num_quantizers != 1:
+            raise ValueError(f"the condition has one id per value, got {self.condition.num_quantizers} quantizers")
+        return self
+
+    @property
+    def condition(self) -> Segment:
+        return self.segments[0]
+
+    @property
+    def codes(self) -> Segment:
+        return self.segments[1]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is any condition beside the null condition."""
+        return self.condition.size > 1
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of conditions beside the null condition; None for an unconditional prior."""
+        return self.condition.size - 1 if self.conditional else None
 
     @property
     def null(self) -> int:
-        return self.first_label + (self.num_classes or 0)
+        """The id of the null condition, which is also its value."""
+        return self.condition.size - 1
 
     @property
     def size(self) -> int:
-        return self.null + 1
+        """Number of ids."""
+        return sum(segment.num_ids for segment in self.segments)
+
+    @property
+    def length(self) -> int:
+        """Number of positions, those of the condition included."""
+        return sum(segment.length for segment in self.segments)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The id of value 0 at each position."""
+        starts = accumulate((segment.num_ids for segment in self.segments[:-1]), initial=0)
+        return tuple(
+            start + position % segment.num_quantizers * segment.size
+            for segment, start in zip(self.segments, starts, strict=True)
+            for position in range(segment.length)
+        )
+
+    @property
+    def code_offsets(self) -> tuple[int, ...]:
+        """The id of code 0 at each position of the codes."""
+        return self.offsets[self.condition.length :]
+
+    @property
+    def id_ranges(self) -> tuple[range, ...]:
+        """The ids that each position may take."""
+        sizes = [segment.size for segment in self.segments for _ in range(segment.length)]
+        return tuple(range(offset, offset + size) for offset, size in zip(self.offsets, sizes, strict=True))
+
+    @property
+    def first_predicted_id(self) -> int:
+        """No position predicts the ids below this one. The first position is given, and a label has no other."""
+        return self.condition.num_ids if self.condition.length == 1 else 0

@@ -8,7 +8,7 @@ import torch
 from pipelines.base.progress import progress
 from pipelines.models.checkpoint import load_prior
 from pipelines.tokens.dataset import TokenDataset
-from prior import UnigramBigram, sequence_bits
+from prior import CountBaselines, sequence_bits
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def token_bits(
     loaded.spec.check_same_codes(dataset.spec, str(prior_folder), str(tokens_folder))
     train, held_out = dataset.split("train"), dataset.split(split)
     rows = range(len(held_out) if limit is None else min(limit, len(held_out)))
-    baseline = UnigramBigram(dataset.spec.codebook_size).fit(train.batch(range(len(train)))["codes"])
+    baseline = CountBaselines(dataset.spec.codebook_size).fit(train.batch(range(len(train)))["codes"])
     counted = baseline.bits_per_token(held_out.batch(rows)["codes"])
     conditional, total = loaded.model.vocabulary.num_classes is not None, 0.0
     with progress(len(rows), "held-out bits", "image") as meter:

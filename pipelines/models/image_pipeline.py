@@ -30,7 +30,7 @@ from pipelines.models.checkpoint import (
     save_tokenizer,
 )
 from pipelines.models.image_seeds import Seeds, image_seeds
-from prior import SamplingOptions, Step, generate
+from prior import CachedDecoder, SamplingOptions, SamplingRequest, Step, generate
 
 FORMAT = "smalti-generator/1"
 PARTS = {"tokenizer": "Autoencoder", "prior": "TokenPrior"}
@@ -100,6 +100,7 @@ class ImageGenerationPipeline:
         prior.spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), f"the tokens of {prior.folder}")
         self.tokenizer, self.prior = tokenizer, prior
         self.generation_config = generation_config or SamplingOptions()
+        self._decoder: CachedDecoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +207,8 @@ class ImageGenerationPipeline:
             rows = range(start, min(start + batch_size, len(labels)))
             batch = _batch_labels(labels, rows, self.device)
             step_end = self._step_end(callback_on_step_end, rows)
-            drawn = generate(self.prior.model, batch, chosen, [seeds[row] for row in rows], callback=step_end)
+            request = SamplingRequest([seeds[row] for row in rows], batch, chosen)
+            drawn = generate(self.prior.model, request, decoder=self._current_decoder(), callback=step_end)
             codes.append(drawn.codes.cpu())
             logprobs.append(drawn.logprobs.cpu())
             pictures.append(self.decode(drawn.codes))
@@ -255,7 +257,18 @@ class ImageGenerationPipeline:
         if chosen.guided and not conditional:
             why = "this prior is unconditional" if self.num_classes is None else "no label was given"
             raise UserError(f"guidance_scale needs a label, got guidance_scale={chosen.guidance_scale}, and {why}")
+        if chosen.guided and not self.prior.model.can_be_guided:
+            raise UserError(
+                f"guidance_scale: found {chosen.guidance_scale}, expected 1: this prior was trained with "
+                "condition_dropout=0, so that it never saw the null condition that guidance needs"
+            )
         return chosen
+
+    def _current_decoder(self) -> CachedDecoder:
+        """The decoder of the prior's weights as they are now, shared by all batches and calls."""
+        if self._decoder is None or not self._decoder.matches(self.prior.model):
+            self._decoder = CachedDecoder(self.prior.model)
+        return self._decoder
 
     def _number(self, label: Label) -> int:
         if self.num_classes is None:
@@ -273,7 +286,7 @@ class ImageGenerationPipeline:
     def _step_end(self, callback: Callback | None, rows: range) -> Callable[[Step], object] | None:
         if callback is None:
             return None
-        steps = self.prior.model.vocabulary.length
+        steps = self.prior.model.vocabulary.codes.length
         return lambda step: callback(
             self, step.position, steps, {"codes": step.codes, "logprobs": step.logprobs, "images": rows}
         )

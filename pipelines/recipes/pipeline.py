@@ -85,6 +85,16 @@ class PipelineRecipe(BaseModel):
             raise ValueError(f"encode.splits leaves out {', '.join(sorted(missing))}, which prior or evaluate needs")
         return self
 
+    @model_validator(mode="after")
+    def _guidance_is_trained(self) -> Self:
+        guidance = self.sample.options.guidance_scale
+        if guidance != 1 and self.prior.condition == "label" and self.prior.condition_dropout == 0:
+            raise ValueError(
+                f"sample.options.guidance_scale is {guidance}, but prior.condition_dropout is 0, so that the null "
+                "condition that guidance needs is never trained; expected prior.condition_dropout above 0"
+            )
+        return self
+
 
 def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> PipelineRecipe:
     """A pipeline recipe, with the recipes that it names put in place of their paths before overrides are applied

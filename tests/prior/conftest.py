@@ -13,7 +13,7 @@ def make_prior() -> Callable[..., TokenPrior]:
     def make(grid=(3, 4, 1), num_codes=11, num_classes=3, sharpen=3.0, condition_dropout=0.1, **transformer):
         torch.manual_seed(0)
         config = PriorConfig(
-            vocabulary=Vocabulary(num_codes=num_codes, grid=grid, num_classes=num_classes),
+            vocabulary=Vocabulary.of_labels_and_codes(num_codes, grid, num_classes),
             transformer=TransformerConfig(**{"dim": 32, "depth": 2, "heads": 2, "head_dim": 16} | transformer),
             condition_dropout=condition_dropout,
         )

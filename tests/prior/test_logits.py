@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prior import SamplingOptions, process
+from prior import SamplingOptions, process_logits
 from prior.logits import filter_min_p, filter_top_k, filter_top_p, guide
 
 
@@ -23,8 +23,9 @@ def test_top_k_keeps_the_k_largest(top_k):
     assert kept(filter_top_k(logits, top_k)) == expected
 
 
-def test_top_k_keeps_all_that_equal_the_last_kept():
-    assert kept(filter_top_k(torch.tensor([[0.0, 2.0, 1.0, 1.0, -1.0]]), 2)) == [{1, 2, 3}]
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_top_k_keeps_the_smaller_codes_among_equals(top_k):
+    assert kept(filter_top_k(torch.tensor([[0.0, 1.0, 2.0, 1.0, 1.0]]), top_k)) == [set([2, 1, 3][:top_k])]
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 1.0])
@@ -66,7 +67,7 @@ def test_guidance_goes_from_unconditional_through_conditional(scale):
 def test_guidance_one_is_none():
     conditional, unconditional = random_logits().chunk(2)
     options = SamplingOptions(temperature=0.7, top_k=5, guidance_scale=1.0)
-    assert torch.equal(process(conditional, options, unconditional), process(conditional, options))
+    assert torch.equal(process_logits(conditional, options, unconditional), process_logits(conditional, options))
 
 
 def test_the_order_is_guidance_temperature_top_k_top_p_min_p():
@@ -74,32 +75,35 @@ def test_the_order_is_guidance_temperature_top_k_top_p_min_p():
     options = SamplingOptions(guidance_scale=2.5, temperature=1.7, top_k=9, top_p=0.8, min_p=0.1)
     expected = guide(conditional, unconditional, 2.5) / 1.7
     expected = filter_min_p(filter_top_p(filter_top_k(expected, 9), 0.8), 0.1)
-    assert torch.equal(process(conditional, options, unconditional), expected)
+    found = process_logits(conditional, options, unconditional)
+    torch.testing.assert_close(found.softmax(-1), expected.softmax(-1))
 
 
 def test_top_p_measures_its_mass_inside_the_top_k():
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()  # within the top 2: 4/7 and 3/7
-    assert kept(process(logits, SamplingOptions(top_k=2, top_p=0.5))) == [{0}]
-    assert kept(process(logits, SamplingOptions(top_p=0.5))) == [{0, 1}]
+    assert kept(process_logits(logits, SamplingOptions(top_k=2, top_p=0.5))) == [{0}]
+    assert kept(process_logits(logits, SamplingOptions(top_p=0.5))) == [{0, 1}]
 
 
 def test_top_p_sees_the_temperature():
     logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
-    assert kept(process(logits, SamplingOptions(top_p=0.55))) == [{0}]
-    assert kept(process(logits, SamplingOptions(top_p=0.55, temperature=5.0))) == [{0, 1}]
+    assert kept(process_logits(logits, SamplingOptions(top_p=0.55))) == [{0}]
+    assert kept(process_logits(logits, SamplingOptions(top_p=0.55, temperature=5.0))) == [{0, 1}]
 
 
 def test_no_option_changes_its_inputs():
     conditional, unconditional = random_logits().chunk(2)
     before = conditional.clone(), unconditional.clone()
-    process(conditional, SamplingOptions(guidance_scale=2, temperature=2, top_k=4, top_p=0.5, min_p=0.2), unconditional)
+    process_logits(
+        conditional, SamplingOptions(guidance_scale=2, temperature=2, top_k=4, top_p=0.5, min_p=0.2), unconditional
+    )
     assert torch.equal(conditional, before[0]) and torch.equal(unconditional, before[1])
 
 
 def test_the_most_likely_code_always_stays():
     logits = torch.zeros(1, 5) - torch.tensor([[0.0, 200.0, 200.0, 200.0, 200.0]])
     options = SamplingOptions(top_k=1, top_p=1e-12, min_p=1.0)
-    assert kept(process(logits, options)) == [{0}]
+    assert kept(process_logits(logits, options)) == [{0}]
 
 
 @pytest.mark.parametrize(("name", "value"), [("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("temperature", 0.5)])
@@ -119,4 +123,4 @@ def test_values_out_of_range_are_refused(name, value):
 
 def test_guidance_needs_the_unconditional_logits():
     with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs the unconditional logits"):
-        process(random_logits(), SamplingOptions(guidance_scale=2.0))
+        process_logits(random_logits(), SamplingOptions(guidance_scale=2.0))

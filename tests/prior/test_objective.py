@@ -52,7 +52,7 @@ def test_it_learns_a_deterministic_pattern(make_prior):
 
 
 def test_a_conditional_prior_asks_for_labels(make_prior):
-    with pytest.raises(ValueError, match=r"needs 'label' in each batch, found \['codes'\]"):
+    with pytest.raises(ValueError, match=r"'label' needs it in each batch, found \['codes'\]"):
         PriorPhase(make_prior())({"codes": torch.zeros(1, 3, 4, 1, dtype=torch.long)})
 
 

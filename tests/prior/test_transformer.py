@@ -15,14 +15,14 @@ def test_no_logit_depends_on_its_own_or_a_later_code(make_prior, grid, positions
     prior = make_prior(grid=grid, positions=positions, flash=flash)
     codes, labels = torch.randint(0, 11, (1, *grid)), torch.tensor([1])
     embedded = []
-    embedding = prior.network.token_emb
+    embedding = prior.network.token_embedding
     hook = embedding.register_forward_hook(lambda _, __, out: embedded.append(out.requires_grad_()) or out)
     logits = prior(codes, labels)
     hook.remove()
-    for position in range(prior.vocabulary.length):
+    for position in range(prior.vocabulary.codes.length):
         (gradient,) = torch.autograd.grad(logits[0, position].square().sum(), embedded, retain_graph=True)
         reached = gradient[0].abs().sum(-1) > 0  # input i holds the condition (i = 0) or code i - 1
-        assert reached.tolist() == [i <= position for i in range(prior.vocabulary.length)]
+        assert reached.tolist() == [i <= position for i in range(prior.vocabulary.codes.length)]
 
 
 def test_logits_have_one_row_per_code_and_one_column_per_member_of_the_codebook(make_prior):
@@ -59,9 +59,9 @@ def test_equal_codes_are_told_apart_by_their_place(make_prior, positions):
     assert distances.min() > 1e-3
 
 
-def test_evaluating_gives_the_mode_back(make_prior):
+def test_evaluation_mode_gives_the_mode_back(make_prior):
     prior = make_prior().train()
-    with pytest.raises(RuntimeError), prior.evaluating():
+    with pytest.raises(RuntimeError), prior.evaluation_mode():
         assert not prior.training and not torch.is_grad_enabled()
         raise RuntimeError
     assert prior.training and torch.is_grad_enabled()
@@ -79,7 +79,7 @@ def test_state_and_config_rebuild_the_prior(make_prior, positions):
 def test_the_feed_forward_has_the_documented_width(make_prior):
     prior = make_prior(dim=48, heads=3)
     assert prior.config.transformer.ff_dim == 128
-    assert prior.network.attn_layers.layers[1][1].ff[0].proj.weight.shape == (2 * 128, 48)
+    assert prior.network.blocks[0].feedforward.ff[0].proj.weight.shape == (2 * 128, 48)
 
 
 def test_rotary_positions_need_an_even_head():

@@ -23,7 +23,7 @@ def build(tokens, conditional=True, defaults=None) -> ImageGenerationPipeline:
     dataset = TokenDataset.open(tokens)
     spec = dataset.spec
     classes = spec.classes if conditional else None
-    vocabulary = Vocabulary(num_codes=spec.codebook_size, grid=spec.grid, num_classes=len(classes) if classes else None)
+    vocabulary = Vocabulary.of_labels_and_codes(spec.codebook_size, spec.grid, len(classes) if classes else None)
     torch.manual_seed(0)
     prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=TINY)).eval()
     loaded = LoadedPrior(prior, spec, classes, tokens / "prior")

@@ -3,7 +3,15 @@ import itertools
 import pytest
 import torch
 
-from prior import SamplingOptions, StaticDecoder, generate, generate_naive, sequence_logprobs, stream
+from prior import (
+    CachedDecoder,
+    SamplingOptions,
+    SamplingRequest,
+    generate,
+    generate_naive,
+    sequence_logprobs,
+    stream,
+)
 from prior.conditioning import condition_tokens
 
 LABELS = torch.tensor([0, 2, 1])
@@ -24,7 +32,7 @@ def test_the_cached_path_chooses_what_the_naive_one_does(make_prior, grid, posit
     prior = make_prior(grid=grid, positions=positions)
     prompt_codes = torch.randint(0, 11, (3, prompt))
     fast, naive = (
-        sampler(prior, LABELS, CHOICES[choice], SEEDS, prompt_codes=prompt_codes)
+        sampler(prior, SamplingRequest(SEEDS, LABELS, CHOICES[choice], prompt_codes))
         for sampler in (generate, generate_naive)
     )
     assert torch.equal(fast.codes, naive.codes)
@@ -38,7 +46,7 @@ def test_decoded_logits_are_those_of_the_modules(make_prior, grid, positions, he
     prior = make_prior(grid=grid, positions=positions, heads=heads)
     codes = torch.randint(0, 11, (3, *grid))
     expected = prior(codes, LABELS)
-    decoder = StaticDecoder(prior, rows=3)
+    decoder = CachedDecoder(prior)
     sequence = codes.flatten(1)
     prefix = condition_tokens(prior.vocabulary, LABELS, 3, prior.device)
     with torch.no_grad():
@@ -50,7 +58,7 @@ def test_decoded_logits_are_those_of_the_modules(make_prior, grid, positions, he
 
 def test_a_decoder_starts_anew_with_each_prefill(make_prior):
     prior = make_prior()
-    decoder = StaticDecoder(prior, rows=1)
+    decoder = CachedDecoder(prior)
     prefix, none = condition_tokens(prior.vocabulary, None, 1, prior.device), torch.empty(1, 0, dtype=torch.long)
     with torch.no_grad():
         first = decoder.prefill(prefix, none)
@@ -62,14 +70,14 @@ def test_a_decoder_starts_anew_with_each_prefill(make_prior):
 def test_an_image_depends_on_neither_the_batch_nor_its_neighbours(make_prior, sampler):
     prior = make_prior()
     options = SamplingOptions(guidance_scale=2.0, top_p=0.95)
-    together = sampler(prior, LABELS, options, SEEDS)
+    together = sampler(prior, SamplingRequest(SEEDS, LABELS, options))
     for i, seed in enumerate(SEEDS):
-        alone = sampler(prior, LABELS[i : i + 1], options, (seed,))
+        alone = sampler(prior, SamplingRequest((seed,), LABELS[i : i + 1], options))
         assert torch.equal(alone.codes[0], together.codes[i])
 
 
 def test_other_seeds_give_other_images(make_prior):
-    codes = generate(make_prior(), None, SamplingOptions(), range(8)).codes.flatten(1)
+    codes = generate(make_prior(), SamplingRequest(range(8), None, SamplingOptions())).codes.flatten(1)
     assert len(codes.unique(dim=0)) == 8
 
 
@@ -77,25 +85,29 @@ def test_the_global_random_state_plays_no_part(make_prior):
     prior = make_prior()
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = generate(prior, LABELS, SamplingOptions(), SEEDS)
+    first = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(generate(prior, LABELS, SamplingOptions(), SEEDS).codes, first.codes)
+    assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes, first.codes)
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
 def test_guidance_one_equals_none(make_prior, sampler):
     prior = make_prior()
-    without = sampler(prior, LABELS, SamplingOptions(), SEEDS)
-    near = sampler(prior, LABELS, SamplingOptions(guidance_scale=1 + 1e-6), SEEDS)  # runs both branches
+    without = sampler(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    near = sampler(
+        prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=1 + 1e-6))
+    )  # runs both branches
     assert torch.equal(near.codes, without.codes)
-    assert torch.equal(sampler(prior, LABELS, SamplingOptions(guidance_scale=1.0), SEEDS).codes, without.codes)
+    assert torch.equal(
+        sampler(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=1.0))).codes, without.codes
+    )
 
 
 def test_guidance_zero_is_the_unconditional_model(make_prior):
     prior = make_prior()
-    guided = generate(prior, LABELS, SamplingOptions(guidance_scale=0.0), SEEDS)
-    assert torch.equal(guided.codes, generate(prior, None, SamplingOptions(), SEEDS).codes)
+    guided = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=0.0)))
+    assert torch.equal(guided.codes, generate(prior, SamplingRequest(SEEDS, None, SamplingOptions())).codes)
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
@@ -103,23 +115,23 @@ def test_prompt_and_labels_are_kept_and_never_changed(make_prior, sampler):
     prior = make_prior()
     prompt, labels = torch.randint(0, 11, (3, 5)), LABELS.clone()
     before = prompt.clone()
-    generated = sampler(prior, labels, SamplingOptions(guidance_scale=2.0), SEEDS, prompt_codes=prompt)
+    generated = sampler(prior, SamplingRequest(SEEDS, labels, SamplingOptions(guidance_scale=2.0), prompt))
     generated.codes.zero_()
     assert torch.equal(prompt, before) and torch.equal(labels, LABELS)
 
 
 def test_generation_from_its_own_prefix_completes_the_same_image(make_prior):
     prior = make_prior()
-    whole = generate(prior, LABELS, SamplingOptions(), SEEDS)
+    whole = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
     prefix = whole.codes.flatten(1)[:, :7]
-    assert torch.equal(generate(prior, LABELS, SamplingOptions(), SEEDS, prompt_codes=prefix).codes, whole.codes)
+    assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(), prefix)).codes, whole.codes)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_logprobs_are_the_likelihood_whatever_the_options(make_prior, choice):
     prior = make_prior()
     prompt = torch.randint(0, 11, (3, 2))
-    generated = generate(prior, LABELS, CHOICES[choice], SEEDS, prompt_codes=prompt)
+    generated = generate(prior, SamplingRequest(SEEDS, LABELS, CHOICES[choice], prompt))
     expected = sequence_logprobs(prior, generated.codes, LABELS)
     torch.testing.assert_close(generated.logprobs, expected, atol=1e-5, rtol=0)
 
@@ -130,7 +142,7 @@ def test_samples_follow_the_model(make_prior):
     sequences = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2, 1)
     labels = torch.ones(20_000, dtype=torch.long)
     expected = sequence_logprobs(prior, sequences, labels[:81]).sum(-1).exp() * len(labels)
-    codes = generate(prior, labels, SamplingOptions(), range(len(labels))).codes.flatten(1)
+    codes = generate(prior, SamplingRequest(range(len(labels)), labels, SamplingOptions())).codes.flatten(1)
     observed = (codes @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81)
     assert expected.min() > 5
     statistic = ((observed - expected) ** 2 / expected).sum()
@@ -139,13 +151,13 @@ def test_samples_follow_the_model(make_prior):
 
 def test_greedy_takes_the_most_likely_code_at_each_place(make_prior):
     prior = make_prior()
-    generated = generate(prior, LABELS, SamplingOptions(do_sample=False), SEEDS)
+    generated = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(do_sample=False)))
     assert torch.equal(prior(generated.codes, LABELS).argmax(-1), generated.codes.flatten(1))
 
 
 def test_only_codes_that_survive_the_filters_are_drawn(make_prior):
     prior = make_prior(sharpen=0.5)
-    generated = generate(prior, None, SamplingOptions(top_k=2), range(50))
+    generated = generate(prior, SamplingRequest(range(50), None, SamplingOptions(top_k=2)))
     top = prior(generated.codes).topk(2).indices
     assert (top == generated.codes.flatten(1)[..., None]).any(-1).all()
 
@@ -153,30 +165,32 @@ def test_only_codes_that_survive_the_filters_are_drawn(make_prior):
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
 def test_the_callback_sees_each_place_once_in_order(make_prior, sampler):
     steps = []
-    generated = sampler(make_prior(), LABELS, SamplingOptions(), SEEDS, callback=steps.append)
+    generated = sampler(make_prior(), SamplingRequest(SEEDS, LABELS, SamplingOptions()), callback=steps.append)
     assert [step.position for step in steps] == list(range(12))
     assert torch.equal(torch.stack([step.codes for step in steps], 1), generated.codes.flatten(1))
 
 
 def test_a_stream_can_be_left_early_and_leaves_no_mode_behind(make_prior):
     prior = make_prior()
-    steps = stream(prior, LABELS, SamplingOptions(), SEEDS)
+    steps = stream(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
     first = list(itertools.islice(steps, 3))
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    assert torch.equal(first[2].codes, generate(prior, LABELS, SamplingOptions(), SEEDS).codes.flatten(1)[:, 2])
+    assert torch.equal(
+        first[2].codes, generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes.flatten(1)[:, 2]
+    )
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
 def test_training_mode_changes_no_sample_and_is_kept(make_prior, sampler):
     prior = make_prior(dropout=0.5, condition_dropout=1.0)
-    expected = sampler(prior, LABELS, SamplingOptions(), SEEDS)
-    assert torch.equal(sampler(prior.train(), LABELS, SamplingOptions(), SEEDS).codes, expected.codes)
+    expected = sampler(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    assert torch.equal(sampler(prior.train(), SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes, expected.codes)
     assert prior.training
 
 
 def test_samples_can_be_trained_on(make_prior):
     prior = make_prior().train()
-    prior(generate(prior, LABELS, SamplingOptions(), SEEDS).codes, LABELS).mean().backward()
+    prior(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes, LABELS).mean().backward()
     assert prior.network.to_logits.weight.grad is not None
 
 
@@ -184,9 +198,9 @@ def test_samples_can_be_trained_on(make_prior):
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_decoding_works_in_the_dtype_of_the_model(make_prior, dtype, positions):
     prior = make_prior(positions=positions).to(dtype)
-    codes = generate(prior, LABELS, SamplingOptions(guidance_scale=2.0), SEEDS).codes
+    codes = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=2.0))).codes
     assert codes.shape == (3, 3, 4, 1)
-    decoder = StaticDecoder(prior, rows=3)
+    decoder = CachedDecoder(prior)
     prefix = condition_tokens(prior.vocabulary, LABELS, 3, prior.device)
     with torch.no_grad():
         logits = decoder.prefill(prefix, codes.flatten(1)[:, :-1])
@@ -197,17 +211,19 @@ def test_decoding_works_in_the_dtype_of_the_model(make_prior, dtype, positions):
 
 def test_autocast_does_not_reach_the_decode_path(make_prior):
     prior = make_prior()
-    expected = generate(prior, LABELS, SamplingOptions(), SEEDS)
+    expected = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(generate(prior, LABELS, SamplingOptions(), SEEDS).logprobs, expected.logprobs)
+        assert torch.equal(
+            generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).logprobs, expected.logprobs
+        )
 
 
 @pytest.mark.parametrize(
     ("labels", "options", "seeds", "prompt", "message"),
     [
-        (None, SamplingOptions(guidance_scale=2.0), (0,), None, r"guidance_scale=2.0 needs labels"),
+        (None, SamplingOptions(guidance_scale=2.0), (0,), None, r"guidance_scale=2.0 needs a condition"),
         (None, SamplingOptions(), (), None, "seeds is empty"),
-        (LABELS, SamplingOptions(), (0,), None, "3 labels were given for 1 images"),
+        (LABELS, SamplingOptions(), (0,), None, "label: found 3 rows for 1 images"),
         (None, SamplingOptions(), (0,), torch.zeros(2, 1, dtype=torch.long), r"prompt_codes has the shape \(2, 1\)"),
         (None, SamplingOptions(), (0,), torch.zeros(1, 13, dtype=torch.long), r"expected \(1, at most 12\)"),
         (None, SamplingOptions(), (0,), torch.full((1, 1), 11), r"prompt_codes must lie in \[0, 11\), found 11"),
@@ -215,4 +231,4 @@ def test_autocast_does_not_reach_the_decode_path(make_prior):
 )
 def test_arguments_that_do_not_fit_are_refused(make_prior, labels, options, seeds, prompt, message):
     with pytest.raises(ValueError, match=message):
-        generate(make_prior(), labels, options, seeds, prompt_codes=prompt)
+        generate(make_prior(), SamplingRequest(seeds, labels, options, prompt))

@@ -1,0 +1,214 @@
+"""The prior one token at a time: its trained weights, read into a path with a key-value cache.
+
+Against running the modules with a growing cache (x-transformers): q, k and v come from one product, keys and values
+are written in place into buffers of full length (keys already rotated), the gain of each RMSNorm is folded into the
+product that follows it, and a step embeds one token. It works in the model's dtype and on its device, autocast or not.
+In float32 the logits equal the modules' to about 1e-5; in half precision they agree to that precision only, because the
+roundings fall elsewhere. Nothing in a step waits for the device.
+
+There are two modes with the same results. With growing views a step attends to the filled part of the cache, which is
+faster on a CPU. With fixed shapes it attends to the whole cache under a row of the mask, and the position is a tensor
+on the device: the kernels of all steps that share a quantizer are the same, so that a CUDA graph can replay them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from prior.positions import rotary_angles
+from prior.sequence import code_offsets
+from prior.token_prior import TokenPrior
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """Weights of one layer, transposed to (in, out), the layout in which a product with few rows is fastest.
+
+    What shares an input is stacked: on a CPU a batched product then gives each thread a matrix of its own.
+    """
+
+    qkv: Float[Tensor, "3 d heads_d"]
+    out: Float[Tensor, "heads_d d"]
+    up: Float[Tensor, "2 d f"]
+    down: Float[Tensor, "f d"]
+    mask: Bool[Tensor, "n n"] | None
+
+
+class CachedDecoder:
+    """Decodes a batch of sequences side by side. It holds a copy of the prior's weights as they are at construction.
+
+    Build it once and use it for every batch: `prefill` starts a new batch, of any size. `fixed_shapes` is on by default
+    where the prior is on a CUDA device.
+    """
+
+    @torch.no_grad()
+    def __init__(self, prior: TokenPrior, fixed_shapes: bool | None = None):
+        config, network = prior.config.transformer, prior.network
+        self.vocabulary = prior.vocabulary
+        self.fixed_shapes = prior.device.type == "cuda" if fixed_shapes is None else fixed_shapes
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.length = self.vocabulary.length - 1  # the last code is drawn, never read
+        self.embedding = network.token_embedding.weight.detach().clone()
+        self.offsets = code_offsets(self.vocabulary, prior.device)
+        codes = self.vocabulary.codes
+        self.tables = self.embedding[-codes.num_ids :].split(codes.size)  # of each quantizer
+        self.positions = None if network.positions is None else network.positions.table().detach()
+        self.rotation = self._rotation(prior.device) if network.rotary_dim else None
+        self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=prior.device).tril()
+        self.blocks = [self._block(block) for block in network.blocks]
+        self.head = [_folded(network.final_norm, weight) for weight in network.head()]
+        self.position = torch.zeros(1, dtype=torch.long, device=prior.device)
+        self.caches: list[Tensor] = []
+        self.filled = 0
+        self._weights = _identity(prior)
+
+    def matches(self, prior: TokenPrior) -> bool:
+        """Whether this prior still has the weights that were copied. Writes through `.data` are not seen."""
+        return self._weights == _identity(prior)
+
+    @torch.no_grad()
+    def prefill(self, prefix: Int[Tensor, "b c"], codes: Int[Tensor, "b m"]) -> Float[Tensor, "b m+1 k"]:
+        """Logits of the first m + 1 codes, given the ids of each row's condition and its first m codes.
+
+        Starts a new batch.
+        """
+        tokens = torch.cat([prefix, codes + self.offsets[: codes.shape[1]]], dim=1)
+        rows, self.filled = tokens.shape
+        self._allocate(rows)
+        x = F.embedding(tokens, self.embedding)
+        hidden = self._advance(x.flatten(0, 1), _Slice(0, self.filled)).view(rows, self.filled, -1)
+        self.position.fill_(self.filled)
+        predicting = hidden[:, prefix.shape[1] - 1 :]
+        logits = hidden.new_empty(rows, codes.shape[1] + 1, self.vocabulary.codes.size)
+        for quantizer in range(len(self.head)):
+            every = slice(quantizer, None, len(self.head))
+            logits[:, every] = self._logits(predicting[:, every], quantizer)
+        return logits
+
+    @torch.no_grad()
+    def step(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """Logits of the next code, given the one that was just chosen for each row."""
+        place = self.filled - self.vocabulary.condition.length  # of these codes
+        place_of_step = _DevicePosition(self.position) if self.fixed_shapes else _Slice(self.filled, self.filled + 1)
+        x = F.embedding(codes, self.tables[place % len(self.tables)])
+        logits = self._logits(self._advance(x, place_of_step), place + 1)
+        self.position.add_(1)
+        self.filled += 1
+        return logits
+
+    def _advance(self, x: Float[Tensor, "bm d"], places: "_Slice | _DevicePosition") -> Float[Tensor, "bm d"]:
+        """The normalised hidden states of the next positions of every row; x is changed in place."""
+        rows = self.caches[0].shape[0]
+        if self.positions is not None:
+            x.view(rows, -1, x.shape[-1]).add_(places.rows(self.positions))
+        with torch.autocast(x.device.type, enabled=False):
+            for block, cache in zip(self.blocks, self.caches, strict=True):
+                qkv = torch.bmm(_normalized(x).expand(3, -1, -1), block.qkv)
+                qkv = qkv.view(3, rows, -1, self.heads, self.head_dim).permute(1, 0, 3, 2, 4)
+                if self.rotation is not None:
+                    qkv = self._rotated(qkv, places)
+                places.write(cache, qkv[:, 1:])
+                attended = places.attend(qkv[:, 0], cache, block.mask, self.causal)
+                x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
+                up, gate = torch.bmm(_normalized(x).expand(2, -1, -1), block.up)
+                x.addmm_(F.silu(gate).mul_(up), block.down)
+            return _normalized(x)
+
+    def _logits(self, hidden: Float[Tensor, "... d"], place: int) -> Float[Tensor, "... k"]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden @ self.head[place % len(self.head)]
+
+    def _allocate(self, rows: int) -> None:
+        """Buffers of zeros: an undefined number times a weight of zero may be NaN."""
+        if not self.caches or self.caches[0].shape[0] != rows:
+            shape = (rows, 2, self.heads, self.length, self.head_dim)  # keys and values together: one write a step
+            with torch.inference_mode(False):  # a batch outside of inference mode may use them too
+                self.caches = [self.embedding.new_zeros(shape) for _ in self.blocks]
+        elif self.fixed_shapes:
+            for cache in self.caches:
+                cache.zero_()
+
+    def _block(self, block) -> BlockWeights:
+        attention, feedforward = block.attention, block.feedforward
+        glu, down = feedforward.ff[0], feedforward.ff[-1]
+        qkv = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
+        return BlockWeights(
+            qkv=torch.stack([_folded(block.attention_norm, weight) for weight in qkv]),
+            out=attention.to_out.weight.t().contiguous(),
+            up=torch.stack([_folded(block.feedforward_norm, weight) for weight in glu.proj.weight.chunk(2)]),
+            down=down.weight.t().contiguous(),
+            mask=None if block.mask is None else block.mask & self.causal,
+        )
+
+    def _rotation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and signed sin of every position in float32, (n, head_dim), pairs interleaved."""
+        angles = rotary_angles(self.length, self.head_dim, device)
+        signs = torch.tensor([-1.0, 1.0], device=device).repeat(self.head_dim // 2)
+        return angles.cos(), angles.sin() * signs
+
+    def _rotated(self, qkv: Float[Tensor, "b 3 h m d"], places: "_Slice | _DevicePosition") -> Tensor:
+        """Queries and keys rotated, in float32 whatever their dtype; values as they are."""
+        assert self.rotation is not None
+        cos, sin = (places.rows(table) for table in self.rotation)
+        qk = qkv[:, :2]
+        swapped = qk.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        if qkv.dtype == torch.float32:
+            qk.mul_(cos).addcmul_(swapped, sin)
+        else:
+            qk.copy_(qk * cos + swapped * sin)
+        return qkv
+
+
+class _Slice:
+    """Positions start to end of every row: views of the cache that grow with them."""
+
+    def __init__(self, start: int, end: int):
+        self.start, self.end = start, end
+
+    def rows(self, table: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+        return table[self.start : self.end]
+
+    def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h m d"]) -> None:
+        cache[:, :, :, self.start : self.end] = new
+
+    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None, causal: Tensor) -> Float[Tensor, "b h m d"]:
+        keys, values = cache[:, :, :, : self.end].unbind(1)
+        if mask is not None:
+            mask = mask[self.start : self.end, : self.end]
+        is_causal = mask is None and self.end - self.start > 1  # a single query attends to all that is filled
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=is_causal)
+
+
+class _DevicePosition:
+    """One position that only the device knows; shapes and kernels do not depend on it."""
+
+    def __init__(self, position: Int[Tensor, "1"]):
+        self.position = position
+
+    def rows(self, table: Float[Tensor, "n d"]) -> Float[Tensor, "1 d"]:
+        return table.index_select(0, self.position)
+
+    def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h 1 d"]) -> None:
+        cache.index_copy_(3, self.position, new)
+
+    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None, causal: Tensor) -> Float[Tensor, "b h 1 d"]:
+        row = self.rows(causal if mask is None else mask)
+        return F.scaled_dot_product_attention(query, cache[:, 0], cache[:, 1], attn_mask=row)
+
+
+def _identity(prior: TokenPrior) -> list[tuple[int, int]]:
+    """Where each parameter lies, and how often it has been written to."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in prior.parameters()]
+
+
+def _normalized(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def _folded(norm, weight: Float[Tensor, "out d"]) -> Float[Tensor, "d out"]:
+    """weight @ (scale * gain * unit vector): what RMSNorm multiplies by moves into the product."""
+    gain = (norm.g + float(norm.unit_offset)) * norm.scale
+    return (weight * gain).t().contiguous()

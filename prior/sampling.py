@@ -1,0 +1,208 @@
+"""Drawing images, code by code: `generate_naive` is the reference, `generate` the fast path. They agree.
+
+One random stream per image: the uniforms of an image are drawn at once from a generator of its own on the CPU, so that
+image i is the same whatever the batch size, its neighbours and the device (up to the rounding of the logits). The code
+at a position is the inverse of the cumulative distribution at that position's uniform: one number per code, not one per
+member of the codebook as with Gumbel noise.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prior.cached_decoder import CachedDecoder
+from prior.conditioning import condition_tokens
+from prior.logits import SamplingOptions, process_logits
+from prior.sequence import check_range, codes_to_tokens
+from prior.token_prior import TokenPrior
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """A batch of images to draw, one per seed.
+
+    `condition` holds labels (b,) or longer conditions (b, c); None is the null condition. `prompt_codes` fixes the
+    first n0 codes of each image in raster order.
+    """
+
+    seeds: Sequence[int]
+    condition: Int[Tensor, "b ..."] | None = None
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    prompt_codes: Int[Tensor, "b n0"] | None = None
+
+    def check(self, prior: TokenPrior) -> None:
+        """Raise ValueError for what does not fit the prior or itself."""
+        options, codes = self.options, prior.vocabulary.codes
+        if options.guided and self.condition is None:
+            raise ValueError(f"guidance_scale={options.guidance_scale} needs a condition to guide towards, got none")
+        if options.guided and not prior.can_be_guided:
+            raise ValueError(
+                f"guidance_scale={options.guidance_scale} needs a prior that was trained with condition_dropout > 0, "
+                f"this one has condition_dropout={prior.config.condition_dropout}: its null condition was never trained"
+            )
+        if not len(self.seeds):
+            raise ValueError("seeds is empty: one seed per image is needed")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"seeds must lie in [0, 2^64), found {seed}")
+        if (prompt := self.prompt_codes) is not None:
+            if len(prompt) != len(self.seeds) or prompt.shape[1] > codes.length:
+                found, expected = tuple(prompt.shape), f"({len(self.seeds)}, at most {codes.length})"
+                raise ValueError(f"prompt_codes has the shape {found}, expected {expected}")
+            check_range(prompt, codes.size, "prompt_codes")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One position of every image, just decided."""
+
+    position: int
+    codes: Int[Tensor, " b"]
+    logprobs: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """Whole images. `logprobs` are those of the conditional model as trained, in nats: at temperature 1, without
+    filters or guidance, so that their sum is the log-likelihood of the image whatever the options; prompts included.
+    """
+
+    codes: Int[Tensor, "b h w q"]
+    logprobs: Float[Tensor, "b n"]
+
+
+Callback = Callable[[Step], object]
+
+
+def generate(
+    prior: TokenPrior,
+    request: SamplingRequest,
+    *,
+    decoder: CachedDecoder | None = None,
+    callback: Callback | None = None,
+) -> GenerationOutput:
+    """The images of a request, through the cached decode path.
+
+    `decoder` is a `CachedDecoder(prior)` that several calls share; without one, the weights are copied for this call.
+    `callback` sees each decided position; without one, nothing waits for the device before the end. Raises ValueError
+    for a request or a decoder that does not fit the prior, and when the prior gives logits that are not finite.
+    """
+    return _collect(prior, stream(prior, request, decoder=decoder), callback)
+
+
+def generate_naive(
+    prior: TokenPrior, request: SamplingRequest, *, callback: Callback | None = None
+) -> GenerationOutput:
+    """The same images without a cache: each position runs the whole network. Kept as the reference of `generate`."""
+    with prior.evaluation_mode():
+        return _collect(prior, _steps(_NaiveSource(prior, request), prior, request), callback)
+
+
+def stream(prior: TokenPrior, request: SamplingRequest, *, decoder: CachedDecoder | None = None) -> Iterator[Step]:
+    """`generate`, one position at a time (those of the prompt too). The request is checked at once."""
+    request.check(prior)
+    if decoder is not None and not decoder.matches(prior):
+        raise ValueError("the decoder was built from another prior, or its weights have changed since")
+    return _steps(_CachedSource(prior, request, decoder or CachedDecoder(prior)), prior, request)
+
+
+class _CachedSource:
+    """Logits from the decode path; guidance runs the conditional and the null rows side by side."""
+
+    def __init__(self, prior: TokenPrior, request: SamplingRequest, decoder: CachedDecoder):
+        self.prefix, self.decoder = torch.cat(_prefixes(prior, request)), decoder
+        self.branches = len(self.prefix) // len(request.seeds)
+
+    def start(self, prompt: Int[Tensor, "b m"]) -> tuple[Tensor, ...]:
+        return self.decoder.prefill(self.prefix, prompt.repeat(self.branches, 1)).chunk(self.branches)
+
+    def step(self, codes: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
+        return self.decoder.step(codes if self.branches == 1 else codes.repeat(self.branches)).chunk(self.branches)
+
+
+class _NaiveSource:
+    """Logits from whole passes of the module, one for each branch of the guidance."""
+
+    def __init__(self, prior: TokenPrior, request: SamplingRequest):
+        request.check(prior)
+        self.prior, self.prefixes = prior, _prefixes(prior, request)
+        grid = prior.vocabulary.codes.axes
+        self.codes = torch.zeros(len(request.seeds), *grid, dtype=torch.long, device=prior.device)
+        self.decided = 0
+
+    def start(self, prompt: Int[Tensor, "b m"]) -> tuple[Tensor, ...]:
+        self.decided = prompt.shape[1]
+        self.codes.flatten(1)[:, : self.decided] = prompt  # later codes do not matter: the network is causal
+        return tuple(self._logits(prefix)[:, : self.decided + 1] for prefix in self.prefixes)
+
+    def step(self, codes: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
+        self.codes.flatten(1)[:, self.decided] = codes
+        self.decided += 1
+        return tuple(self._logits(prefix)[:, self.decided] for prefix in self.prefixes)
+
+    def _logits(self, prefix: Tensor) -> Tensor:
+        return self.prior.logits(prefix, codes_to_tokens(self.codes, self.prior.vocabulary)[:, :-1])
+
+
+def _prefixes(prior: TokenPrior, request: SamplingRequest) -> list[Int[Tensor, "b c"]]:
+    """The condition of each image and, where guidance needs it, the null condition."""
+    conditions = [request.condition, None] if request.options.guided else [request.condition]
+    return [condition_tokens(prior.vocabulary, each, len(request.seeds), prior.device) for each in conditions]
+
+
+@torch.inference_mode()  # while a step is computed, and not in the code that consumes the steps
+def _steps(source: _CachedSource | _NaiveSource, prior: TokenPrior, request: SamplingRequest) -> Iterator[Step]:
+    length, options = prior.vocabulary.codes.length, request.options
+    prompt = torch.empty(len(request.seeds), 0) if request.prompt_codes is None else request.prompt_codes
+    prompt = prompt.to(prior.device, torch.long)
+    uniforms = _uniforms(request.seeds, length).to(prior.device) if options.do_sample else None
+
+    branches = source.start(prompt[:, : length - 1])
+    for position, codes in enumerate(prompt.unbind(dim=1)):
+        yield Step(position, codes, _logprob(branches[0][:, position], codes))
+    branches = tuple(logits[:, -1] for logits in branches)
+    for position in range(prompt.shape[1], length):
+        codes = _choose(process_logits(branches[0], options, *branches[1:]), uniforms, position)
+        yield Step(position, codes, _logprob(branches[0], codes))
+        if position + 1 < length:
+            branches = source.step(codes)
+
+
+def _uniforms(seeds: Sequence[int], length: int) -> Float[Tensor, "n b 1"]:
+    """Uniforms in (0, 1], all of an image's from its own generator, in the order in which they are used."""
+    drawn = torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds], dim=1)
+    return 1 - drawn[..., None]
+
+
+def _choose(logits: Float[Tensor, "b k"], uniforms: Float[Tensor, "n b 1"] | None, position: int) -> Int[Tensor, " b"]:
+    """The most likely code, or the first code whose cumulative mass reaches u * total, 0 < u <= 1."""
+    if uniforms is None:
+        return logits.argmax(dim=-1)
+    probabilities = logits.softmax(dim=-1)
+    # A parallel sum need not be monotone to the last bit. A code of probability 0 is never chosen all the same, and
+    # one whose sum is the largest always reaches the threshold.
+    cumulative = probabilities.cumsum(dim=-1).masked_fill(probabilities == 0, 0)
+    reached = cumulative >= uniforms[position] * cumulative.amax(dim=-1, keepdim=True)
+    return reached.byte().argmax(dim=-1)
+
+
+def _logprob(logits: Float[Tensor, "b k"], codes: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    return logits.float().log_softmax(dim=-1).gather(-1, codes[:, None]).squeeze(-1)
+
+
+def _collect(prior: TokenPrior, steps: Iterator[Step], callback: Callback | None) -> GenerationOutput:
+    codes, logprobs = [], []
+    for step in steps:
+        codes.append(step.codes)
+        logprobs.append(step.logprobs)
+        if callback is not None:
+            callback(step)
+    output = GenerationOutput(
+        torch.stack(codes, dim=1).view(-1, *prior.vocabulary.codes.axes), torch.stack(logprobs, dim=1)
+    )
+    if not output.logprobs.isfinite().all():
+        raise ValueError("the prior gives logits that are not finite")
+    return output

@@ -1,0 +1,77 @@
+"""The prior: a causal transformer over a condition and codes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from prior.conditioning import condition_tokens, drop_condition
+from prior.sequence import codes_to_tokens
+from prior.transformer import Transformer, TransformerConfig
+from prior.vocabulary import Vocabulary
+
+
+class PriorConfig(BaseModel):
+    """What a `TokenPrior` is built from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocabulary: Vocabulary
+    transformer: TransformerConfig = TransformerConfig()
+    condition_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Probability that a training image's condition is replaced by the null condition, which guidance needs."""
+
+
+class TokenPrior(nn.Module):
+    """p(codes | condition), one code after another in raster order, the quantizers of a cell one after the other."""
+
+    def __init__(self, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        masks = [None] * config.transformer.depth  # every layer attends to all that is before
+        self.network = Transformer(config.transformer, config.vocabulary, masks)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.config.vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether training has seen both conditions and the null condition, between which guidance extrapolates."""
+        return self.vocabulary.conditional and self.config.condition_dropout > 0
+
+    def forward(
+        self, codes: Int[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+    ) -> Float[Tensor, "b n k"]:
+        """Logits of the code at every position given the condition and the codes before it.
+
+        In training mode a condition is dropped with probability `condition_dropout`. Raises ValueError for another
+        grid, for codes or conditions out of range, and for a condition given to an unconditional prior.
+        """
+        prefix = condition_tokens(self.vocabulary, condition, len(codes), codes.device)
+        if self.training and condition is not None:
+            prefix = drop_condition(prefix, self.vocabulary, self.config.condition_dropout)
+        return self.logits(prefix, codes_to_tokens(codes, self.vocabulary)[:, :-1])
+
+    def logits(self, prefix: Int[Tensor, "b c"], tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b n k"]:
+        """Logits of all n codes, given the ids of the condition and of the first m = n - 1 codes."""
+        hidden = self.network(torch.cat([prefix, tokens], dim=1))
+        return self.network.code_logits(hidden[:, prefix.shape[1] - 1 :])
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the mode is restored afterwards."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)
