@@ -142,7 +142,7 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
     classes = _classes(recipe, dataset)
     rows, size = range(min(len(held_out), recipe.training.validation_images)), recipe.training.batch_size
     spec = dataset.spec
-    baseline = CountBaselines(spec.codebook_size).fit(torch.from_numpy(tokens.tokens).view(-1, *spec.grid))
+    baseline = CountBaselines(spec.codebook_size).fit(torch.from_numpy(tokens.tokens.copy()).view(-1, *spec.grid))
     anchors = baseline.bits_per_token(held_out.batch(rows)["codes"])
 
     def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
