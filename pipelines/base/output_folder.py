@@ -25,7 +25,8 @@ from typing import Any
 
 from pipelines.base.documents import read_json_if_valid
 from pipelines.base.errors import UserError
-from pipelines.base.first_process import Processes, first_process
+from pipelines.base.first_process import first_process
+from pipelines.base.process_store import Processes
 
 MARKER = ".smalti.json"
 FORMAT = "smalti-output/1"

@@ -128,7 +128,7 @@ def _as_written(location: tuple[Any, ...], content: Any) -> list[Any]:
             continue
         written.append(part)
         try:
-            node = node[part]
+            node = node[part] if isinstance(node, (dict, list)) else None
         except (KeyError, TypeError, IndexError):
             node = None
     return written

@@ -1,13 +1,17 @@
 """Ctrl-C and SIGTERM: they end a command at once, or, while it can save its state, after the current step."""
 
+import json
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipelines.base.process_store import Processes, group_store, new_key, wait_for
+
+SECONDS_BETWEEN_LOOKS = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,13 +34,46 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Whether a signal has asked for the end."""
+    """Whether a signal has asked for the end, on this process (`requested`) or on any (`before`)."""
 
-    signal_number: int | None = None
+    def __init__(self, processes: Processes | None = None):
+        self.signal_number: int | None = None
+        self._processes = processes if processes is not None and processes.num_processes > 1 else None
+        self._key = new_key("stop") if self._processes else ""
+        self._next_look, self._looked = 0, (0, time.monotonic())
 
     @property
     def requested(self) -> bool:
         return self.signal_number is not None
+
+    def before(self, step: int) -> bool:
+        """Whether training stops before `step`. All processes ask before each step and get the same answer.
+
+        The first process decides about once a second, at steps which it tells the others.
+        """
+        if self._processes is None:
+            return self.requested
+        if step < self._next_look:
+            return False
+        store = group_store()
+        if self.requested and not store.check([self._key]):
+            store.set(self._key, str(self.signal_number))
+        place = f"{self._key}/{step}"
+        if self._processes.process_index == 0:
+            stops = store.check([self._key])
+            store.set(place, json.dumps(None if stops else self._plan(step)))
+        self._next_look = json.loads(wait_for(store, place))
+        if self._next_look is None:
+            self._next_look, self.signal_number = step, int(store.get(self._key))
+            return True
+        return False
+
+    def _plan(self, step: int) -> int:
+        """The next step at which to look: about SECONDS_BETWEEN_LOOKS from now, at the pace since the last look."""
+        (last, then), now = self._looked, time.monotonic()
+        self._looked = step, now
+        pace = (step - last) / max(now - then, 1e-3) if step > last else 0.0
+        return step + max(1, int(pace * SECONDS_BETWEEN_LOOKS))
 
     def interrupted(self, saved: str) -> Interrupted:
         """The exception that ends the command once its state is saved."""
@@ -57,9 +94,16 @@ def raise_on_signals() -> None:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Within the block, the first signal only sets the request; a second one raises `Interrupted` at once."""
-    request, process = StopRequest(), os.getpid()
+def stop_requests(processes: Processes | None = None) -> Iterator[StopRequest]:
+    """Within the block, the first signal only sets the request; a second one raises `Interrupted` at once.
+
+        with stop_requests(accelerator) as stop:
+            for step in …:
+                if stop.before(step):
+                    save(step)
+                    raise stop.interrupted(f"{folder}: the state of step {step} is saved")
+    """
+    request, process = StopRequest(processes), os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
@@ -67,7 +111,8 @@ def stop_requests() -> Iterator[StopRequest]:
         if request.requested:
             raise Interrupted(number, "stopped at once, the last saved state is kept")
         request.signal_number = number
-        os.write(sys.stderr.fileno() if _has_descriptor() else 2, b"smalti: saving the state; again stops at once\n")
+        if processes is None or processes.process_index == 0:
+            os.write(2, b"\nsmalti: stopping after this step; the same signal again stops at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -78,11 +123,3 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _has_descriptor() -> bool:
-    try:
-        sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True

@@ -1,0 +1,60 @@
+"""The key-value store of torch.distributed, where processes leave each other notes outside of collectives.
+
+A collective has a timeout, needs every process at the same place, and cannot carry an error.
+"""
+
+import os
+import time
+from datetime import timedelta
+from itertools import count
+from typing import Any, Protocol
+
+SECONDS_BETWEEN_LOOKS = 0.01
+_numbers = count()
+
+
+class Processes(Protocol):
+    """What is asked of an accelerator."""
+
+    @property
+    def num_processes(self) -> int: ...
+
+    @property
+    def process_index(self) -> int: ...
+
+
+def group_store() -> Any:
+    """The store of the default process group."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def connect() -> Any:
+    """A connection of its own to a store that all processes reach, for another thread; None where there is none.
+
+    The launcher's store (torchrun, accelerate launch) is there before and after the process group.
+    """
+    from torch import distributed
+
+    if not distributed.is_available():
+        return None
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            return distributed.TCPStore(*address, is_master=False, timeout=timedelta(seconds=10))
+        return group_store().clone() if distributed.is_initialized() else None
+    except (RuntimeError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def new_key(purpose: str) -> str:
+    """A key that no other call has used. Every process makes the same calls in the same order, so they agree on it."""
+    return f"smalti/{purpose}/{next(_numbers)}"
+
+
+def wait_for(store: Any, key: str) -> str:
+    """The value of a key once it is set, however long that takes."""
+    while not store.check([key]):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return store.get(key).decode()
