@@ -1,15 +1,19 @@
-"""`smalti …`: each command reads its arguments and hands them to the verb of the same name."""
+"""`smalti …`: each command reads its arguments and hands them to the function of the same name."""
 
 import json
+import math
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from pipelines.base.errors import UserError
+from pipelines.base.machine_errors import machine_error
+from pipelines.base.signals import Interrupted, raise_on_signals
 
 app = typer.Typer(
     name="smalti",
@@ -20,6 +24,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+MOST_IMAGES = 10_000_000  # of one call: beyond it, lists of names and seeds no longer fit in memory
+LARGEST_SEED = 2**63 - 1
+
+
+def finite(value: float | None) -> float | None:
+    """Raises typer.BadParameter for a number that is none (nan) or beyond all bounds (inf)."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"found {value}, expected a finite number")
+    return value
+
+
+Finite = float | None
 Recipe = Annotated[str, typer.Argument(help="a YAML recipe: a file, or one that is shipped (configs/…)")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.sub=value …, applied to the recipe", metavar="[KEY=VALUE]…")
@@ -27,8 +43,9 @@ Overrides = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="start over instead of continuing")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved recipe and stop")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="folder to write")]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at once; bounds memory, never changes results")]
+BatchSize = Annotated[int, typer.Option(min=1, max=2**20, help="images at once; bounds memory, never changes results")]
 Split = Annotated[str, typer.Option(help="train, validation or test")]
+MaxImages = Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="the first so many images [all]")]
 
 
 class RecipeKind(StrEnum):
@@ -68,7 +85,7 @@ def encode(
         str | None, typer.Option(help="a recipe with a data block, or a folder of images [the run's own]")
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="may be repeated [train, validation and test]")] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="files per split [one per 4,096 rows]")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, max=100_000, help="files per split [one per 4,096 rows]")] = None,
     batch_size: BatchSize = 256,
     overwrite: Overwrite = False,
 ) -> None:
@@ -77,10 +94,10 @@ def encode(
     Example: smalti encode runs/shapes/tokenizer --output runs/shapes/tokens
     """
     from pipelines.data import SPLITS
-    from pipelines.encode import encode as verb
+    from pipelines.encode import encode as command
     from pipelines.recipes.data_arguments import data_of
 
-    verb(tokenizer, data_of(data, tokenizer), output, split or SPLITS, shards, batch_size, overwrite)
+    command(tokenizer, data_of(data, tokenizer), output, split or SPLITS, shards, batch_size, overwrite)
 
 
 @app.command()
@@ -89,40 +106,46 @@ def decode(
     output: Output,
     tokenizer: Annotated[str | None, typer.Option(help="another folder of the same tokenizer [the one inside]")] = None,
     split: Split = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="the first so many images [all]")] = None,
+    max_images: MaxImages = None,
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a token dataset back into pictures.
 
-    Example: smalti decode runs/shapes/tokens --output decoded --limit 64
+    Example: smalti decode runs/shapes/tokens --output decoded --max-images 64
     """
-    from pipelines.decode import decode as verb
+    from pipelines.decode import decode as command
 
-    verb(tokenizer, tokens, output, split, limit, batch_size, overwrite)
+    command(tokenizer, tokens, output, split, max_images, batch_size, overwrite)
 
 
 @app.command()
 def sample(
-    generator: Annotated[str, typer.Argument(help="a generator folder, a pipeline's output, or a hub repository")],
+    image_pipeline: Annotated[
+        str, typer.Argument(help="an image pipeline's folder, the output of `smalti run`, or a hub repository")
+    ],
     output: Output,
     label: Annotated[list[str] | None, typer.Option(help="class name or number; may be repeated [all in turn]")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="pictures in all")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="picture i depends on the seed and i alone")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="[the generator's own, as below]")] = None,
-    top_k: Annotated[int | None, typer.Option(help="only the k likeliest codes")] = None,
-    top_p: Annotated[float | None, typer.Option(help="only the likeliest codes of this mass")] = None,
-    min_p: Annotated[float | None, typer.Option(help="only codes this likely relative to the likeliest")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="uncond + s * (cond - uncond); 1 is off")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all")] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="picture i depends on the seed and i alone")] = 0,
+    temperature: Annotated[Finite, typer.Option(callback=finite, help="[the image pipeline's own, as below]")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")] = None,
+    top_p: Annotated[Finite, typer.Option(callback=finite, help="only the likeliest codes of this mass")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(callback=finite, help="only codes this likely relative to the likeliest")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(callback=finite, help="uncond + s * (cond - uncond); 1 is off")
+    ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="always the likeliest code")] = False,
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw new pictures: tokens, then pixels.
+    """Draw new images: tokens, then pixels.
 
     Example: smalti sample runs/shapes --label "red circle" -n 16 --output drawn
     """
-    from pipelines.sample import sample as verb
+    from pipelines.sample import sample as command
 
     given = {
         "temperature": temperature,
@@ -133,19 +156,19 @@ def sample(
         "do_sample": False if greedy else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    verb(generator, output, label, n, seed, batch_size, overwrite, **options)  # type: ignore[arg-type]
+    command(image_pipeline, output, label, num_images, seed, batch_size, overwrite, **options)  # type: ignore[arg-type]
 
 
 @app.command()
 def reconstruct(
-    tokenizer: Annotated[str, typer.Argument(help="a tokenizer's run or model folder, or a generator")],
+    tokenizer: Annotated[str, typer.Argument(help="a tokenizer's run or model folder, or an image pipeline")],
     output: Output,
     data: Annotated[
         str | None, typer.Option(help="a recipe with a data block, or a folder of images [the run's own]")
     ] = None,
     split: Split = "test",
-    n: Annotated[int, typer.Option("-n", min=1, help="pairs on the picture")] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="measure the first so many images [all]")] = None,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, max=1024, help="pairs on the figure")] = 16,
+    max_images: MaxImages = None,
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
@@ -154,9 +177,9 @@ def reconstruct(
     Example: smalti reconstruct runs/shapes/tokenizer --output rebuilt
     """
     from pipelines.recipes.data_arguments import data_of, split_of
-    from pipelines.reconstruct import reconstruct as verb
+    from pipelines.reconstruct import reconstruct as command
 
-    verb(tokenizer, data_of(data, tokenizer), output, n, split_of(split), limit, batch_size, overwrite)
+    command(tokenizer, data_of(data, tokenizer), output, num_images, split_of(split), max_images, batch_size, overwrite)
 
 
 @app.command()
@@ -172,19 +195,21 @@ def run(
     """
     from pipelines.base.recipe_files import dump
     from pipelines.recipes.pipeline import load_pipeline
-    from pipelines.run import run as verb
+    from pipelines.run import run as command
 
     resolved = load_pipeline(recipe, overrides)
     if print_config:
         print(dump(resolved), end="")
         return
-    verb(resolved, overwrite)
+    command(resolved, overwrite)
 
 
 @app.command()
 def inspect(
-    folder: Annotated[str, typer.Argument(help="a run, a model, a token dataset or a generator")],
-    verify: Annotated[int | None, typer.Option(min=1, help="encode so many random rows again and compare")] = None,
+    folder: Annotated[str, typer.Argument(help="a run, a model, a token dataset or an image pipeline")],
+    verify: Annotated[
+        int | None, typer.Option(min=1, max=MOST_IMAGES, help="encode so many random rows again and compare")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="look at this split only")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the codebook's picture [health.png inside]")
@@ -194,9 +219,9 @@ def inspect(
 
     Example: smalti inspect runs/shapes/tokens --verify 100
     """
-    from pipelines.inspect import inspect as verb
+    from pipelines.inspect import inspect as command
 
-    verb(folder, verify, split, output)
+    command(folder, verify, split, output)
 
 
 @app.command()
@@ -213,20 +238,46 @@ def schema(kind: RecipeKind) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2; `--debug` anywhere shows the traceback."""
+    """Entry point. A mistake of the user or a failure of the machine is one message and exit code 2, a signal is one
+    message and 128 + its number; `--debug` anywhere shows the traceback.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    raise_on_signals()
     try:
         app(args=arguments, prog_name="smalti")
-    except UserError as error:
-        if debug:
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else machine_error(error)
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has left: `smalti inspect … | head`
+            _leave_pipe()
+        exit_code, first = _exit_code_of_all(1 if message is None else 2)
+        if first and (debug or message is None):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"smalti: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("smalti: interrupted; the same command continues from the last saved state", file=sys.stderr)
-        sys.exit(130)
+        _end(exit_code, message if first else None)
+    except Interrupted as stop:
+        exit_code, first = _exit_code_of_all(stop.exit_code)
+        _end(exit_code, str(stop) if first else None)
+
+
+def _exit_code_of_all(mine: int) -> tuple[int, bool]:
+    """The exit code of all processes, and whether this one speaks for them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return mine, True
+    from pipelines.base.rank_failures import report_failure  # imports torch
+
+    return report_failure(mine)
+
+
+def _end(exit_code: int, message: str | None) -> NoReturn:
+    if message is not None:
+        print(f"smalti: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _leave_pipe() -> NoReturn:
+    """End without a word, as other commands do, and keep Python from writing to the pipe once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 if __name__ == "__main__":

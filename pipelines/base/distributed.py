@@ -10,6 +10,8 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
 from pipelines.base.errors import UserError
+from pipelines.base.random_streams import seed_of
+from pipelines.base.rank_failures import watch_other_processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -41,6 +43,7 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
             f"WORLD_SIZE is {expected}, but accelerate sees {accelerator.num_processes} process(es): they would "
             "overwrite each other. On CPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
         )
+    watch_other_processes(accelerator)
     if trackers:
         accelerator.init_trackers("smalti")
     return accelerator
@@ -48,5 +51,4 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Restart every random stream as a pure function of (seed, step, rank), so that resuming needs no saved state."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
-    set_seed(mixed % 2**32)
+    set_seed(seed_of((seed, "step", step, rank)) % 2**32)

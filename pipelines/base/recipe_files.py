@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import math
 import types
 import typing
 from pathlib import Path
@@ -71,12 +72,32 @@ def validate(model: type[Model], content: Any, where: str | Path) -> Model:
     Raises:
         UserError: one line per mistake, each naming file, key, what was found and what was expected.
     """
+    _refuse_impossible_numbers(content, where)
     try:
-        return model.model_validate(content)
+        found = model.model_validate(content)
+    except (ArithmeticError, MemoryError, RecursionError) as error:
+        raise UserError(f"{where}: holds a number that no machine can hold ({error})") from error
     except ValidationError as error:
         lines = [format_error(detail, model, content) for detail in error.errors()]
         more = [f"… and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
         raise UserError("\n".join(f"{where}: {line}" for line in lines[:MAX_LINES] + more)) from error
+    _refuse_impossible_numbers(found.model_dump(), where)  # a text such as "nan" may have become a number
+    return found
+
+
+def _refuse_impossible_numbers(content: Any, where: str | Path, key: str = "") -> None:
+    """Raise UserError for a number that is not finite, or a whole number beyond 64 bits, anywhere in `content`."""
+    match content:
+        case dict():
+            for name, value in content.items():
+                _refuse_impossible_numbers(value, where, f"{key}.{name}" if key else str(name))
+        case list() | tuple():
+            for index, value in enumerate(content):
+                _refuse_impossible_numbers(value, where, f"{key}.{index}")
+        case float() if not math.isfinite(content):
+            raise UserError(f"{where}: {key}: found {content}, expected a finite number")
+        case int() if not -(2**63) <= content < 2**63:
+            raise UserError(f"{where}: {key}: found {content}, expected a number of at most 64 bits")
 
 
 def format_error(detail: Any, model: type[BaseModel], content: Any) -> str:

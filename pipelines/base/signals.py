@@ -97,11 +97,11 @@ def raise_on_signals() -> None:
 def stop_requests(processes: Processes | None = None) -> Iterator[StopRequest]:
     """Within the block, the first signal only sets the request; a second one raises `Interrupted` at once.
 
-        with stop_requests(accelerator) as stop:
-            for step in …:
-                if stop.before(step):
-                    save(step)
-                    raise stop.interrupted(f"{folder}: the state of step {step} is saved")
+    with stop_requests(accelerator) as stop:
+        for step in …:
+            if stop.before(step):
+                save(step)
+                raise stop.interrupted(f"{folder}: the state of step {step} is saved")
     """
     request, process = StopRequest(processes), os.getpid()
 

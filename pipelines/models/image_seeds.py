@@ -1,12 +1,13 @@
 """One random stream per image: the seed of each image of a call."""
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from pipelines.base.errors import UserError
+from pipelines.base.random_streams import permutation_at
 
 Seeds = int | Sequence[int] | torch.Generator | None
 
@@ -26,16 +27,8 @@ def image_seeds(generator: Seeds, n: int) -> list[int]:
         case bool():
             raise UserError(f"generator: found {generator}, expected an int, a list of ints, a torch.Generator or None")
         case int():
-            key = int.from_bytes(hashlib.blake2s(str(generator).encode()).digest()[:4], "little")
-            return [_mixed(_mixed(index) ^ key) for index in range(n)]
+            return permutation_at((generator, "image"), 2**32, np.arange(n)).tolist()
         case _:
             if len(generator) != n:
                 raise UserError(f"generator: found {len(generator)} seeds, expected one for each of the {n} images")
             return [int(seed) for seed in generator]
-
-
-def _mixed(x: int) -> int:
-    """The finalizer of MurmurHash3: a permutation of the 32-bit integers."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
-    return x ^ (x >> 16)
