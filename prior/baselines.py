@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from prior.pair_counts import PairCounts
@@ -49,7 +49,7 @@ class CountBaselines:
         self.pairs = PairCounts(0)
         self._tables: _Tables | None = None
 
-    def fit(self, codes: Int[Tensor, "b h w q"]) -> "CountBaselines":
+    def fit(self, codes: Integer[Tensor, "b h w q"]) -> "CountBaselines":
         """Count these training codes, of any integer dtype, on top of those before.
 
         Raises ValueError for codes outside [0, num_codes) or for another number of quantizers.
@@ -63,7 +63,7 @@ class CountBaselines:
         self._tables = None
         return self
 
-    def bits_per_token(self, codes: Int[Tensor, "b h w q"]) -> BaselineBits:
+    def bits_per_token(self, codes: Integer[Tensor, "b h w q"]) -> BaselineBits:
         """Mean bits of held-out codes. ValueError before `fit`, for other quantizers, for codes out of range."""
         if codes.shape[-1] != self.num_quantizers:
             raise ValueError(
@@ -109,7 +109,7 @@ class CountBaselines:
         self.num_quantizers = num_quantizers
         self.pairs = PairCounts(num_quantizers * (self.num_codes + 1) * self.num_codes)
 
-    def _pair_chunks(self, codes: Int[Tensor, "b h w q"]) -> Iterator[Int[Tensor, " t"]]:
+    def _pair_chunks(self, codes: Integer[Tensor, "b h w q"]) -> Iterator[Int[Tensor, " t"]]:
         """(quantizer, previous, code) of each position as one number; previous = num_codes at the start of an image."""
         for rows in codes.split(max(1, CHUNK // max(1, codes[0].numel()))) if len(codes) else ():
             sequence = rows.flatten(1).cpu().long()

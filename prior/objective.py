@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from prior.token_prior import TokenPrior
@@ -42,7 +42,7 @@ class PriorPhase(nn.Module):
 
 
 def sequence_logprobs(
-    prior: TokenPrior, codes: Int[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+    prior: TokenPrior, codes: Integer[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
 ) -> Float[Tensor, "b n"]:
     """log p(code | condition, codes before it) of every code, in nats, in evaluation mode."""
     with prior.evaluation_mode():
@@ -51,7 +51,7 @@ def sequence_logprobs(
 
 
 def sequence_bits(
-    prior: TokenPrior, codes: Int[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+    prior: TokenPrior, codes: Integer[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
 ) -> Float[Tensor, " b"]:
     """-log2 p(codes | condition): the bits of each whole image."""
     return sequence_logprobs(prior, codes, condition).sum(-1) / -math.log(2)

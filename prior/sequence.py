@@ -1,7 +1,7 @@
 """Grids of codes as sequences of ids: raster order, the quantizers of a cell one after the other."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from prior.vocabulary import Vocabulary
@@ -12,7 +12,7 @@ def code_offsets(vocabulary: Vocabulary, device: torch.device) -> Int[Tensor, " 
     return torch.tensor(vocabulary.code_offsets, device=device)
 
 
-def codes_to_tokens(codes: Int[Tensor, "b h w q"], vocabulary: Vocabulary) -> Int[Tensor, "b n"]:
+def codes_to_tokens(codes: Integer[Tensor, "b h w q"], vocabulary: Vocabulary) -> Int[Tensor, "b n"]:
     """Ids of whole images; any integer dtype.
 
     Raises ValueError when the grid is not that of the vocabulary, or (on the CPU, where looking costs nothing) when a

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ class TokenPrior(nn.Module):
         return self.vocabulary.conditional and self.config.condition_dropout > 0
 
     def forward(
-        self, codes: Int[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+        self, codes: Integer[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b n k"]:
         """Logits of the code at every position given the condition and the codes before it.
 
