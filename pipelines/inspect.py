@@ -27,7 +27,7 @@ from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth
 
 Facts = list[tuple[str, str]]
-EXPECTED = "a tokenizer, prior, generator or run folder, or a token dataset"
+EXPECTED = "a tokenizer, prior, image pipeline or run folder, or a token dataset"
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Inspection:
 def inspect(
     folder: str | Path, verify_rows: int | None = None, split: str | None = None, picture: Path | None = None
 ) -> Inspection:
-    """Look into a tokenizer, prior, generator or run folder, or a token dataset, and print a table.
+    """Look into a tokenizer, prior, image pipeline or run folder, or a token dataset, and print a table.
 
     Codebook health needs tokens: those of `split` of a token dataset (default: its first), or the validation split of
     the data that a tokenizer's run was trained on. `verify_rows` encodes so many random rows of a token dataset again.
@@ -67,7 +67,7 @@ def _look(folder: Path, verify_rows: int | None, split: str | None, picture: Pat
     if verify_rows is not None:
         raise UserError(f"{folder}: is not a token dataset (no token_spec.json), which --verify needs")
     if (folder / "model_index.json").is_file():
-        return inspect_generator(folder)
+        return inspect_image_pipeline(folder)
     if (folder / "recipe.yaml").is_file():
         return inspect_run(folder, picture)
     if (folder / "config.json").is_file():
@@ -131,11 +131,13 @@ def inspect_model(folder: Path) -> Inspection:
             raise UserError(f"{folder / 'config.json'}: found format {other!r}, expected {EXPECTED}")
 
 
-def inspect_generator(folder: Path) -> Inspection:
+def inspect_image_pipeline(folder: Path) -> Inspection:
     tokenizer, prior = load_tokenizer(folder / "tokenizer"), load_prior(folder / "prior")
     prior.spec.check_tokenizer(tokenizer.fingerprint, str(folder / "tokenizer"), f"the tokens of {folder / 'prior'}")
     facts = [(f"tokenizer: {name}", text) for name, text in _tokenizer_facts(tokenizer)]
-    return Inspection("generator", folder, facts + [(f"prior: {name}", text) for name, text in _prior_facts(prior)])
+    return Inspection(
+        "image pipeline", folder, facts + [(f"prior: {name}", text) for name, text in _prior_facts(prior)]
+    )
 
 
 def inspect_run(folder: Path, picture: Path) -> Inspection:

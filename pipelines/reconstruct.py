@@ -44,7 +44,8 @@ def reconstruct(
     """Write `reconstructions.png`, n images each above its reconstruction, and `reconstruction.json`, the figures over
     the first `limit` images of the split (None: all).
 
-    `folder` is a tokenizer's run or model folder, or a generator. Images are prepared as the tokenizer was trained.
+    `folder` is a tokenizer's run or model folder, or an image pipeline. Images are prepared as the
+    tokenizer was trained.
 
     Raises:
         UserError: no tokenizer there, an empty split, or an `output` that holds the figures of something else.

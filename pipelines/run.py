@@ -33,7 +33,7 @@ from prior import SamplingOptions
 
 
 def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
-    """Train the tokenizer, encode, train the prior, save the generator, sample, evaluate, report.
+    """Train the tokenizer, encode, train the prior, put both together, sample, evaluate, report.
 
     Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
     """
@@ -65,14 +65,14 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
         )
     with stages("prior"):
         train_recipe(recipe.prior, overwrite)
-    with stages("generator"):
+    with stages("image pipeline"):
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            save_generator(root, recipe.sample.options)
+            save_image_pipeline(root, recipe.sample.options)
         accelerator.wait_for_everyone()
     with stages("sample"):
         wanted = recipe.sample
-        sample(root / "generator", root / "samples", None, wanted.n, wanted.seed, wanted.batch_size, overwrite)
+        sample(root / "image_pipeline", root / "samples", None, wanted.n, wanted.seed, wanted.batch_size, overwrite)
     with stages("reconstruct"):
         judged = recipe.evaluate
         where = judged.shown, judged.split, judged.limit
@@ -113,9 +113,9 @@ class Stages:
             write_json(self.path, self.seconds)
 
 
-def save_generator(root: Path, options: SamplingOptions) -> None:
+def save_image_pipeline(root: Path, options: SamplingOptions) -> None:
     """Put the best tokenizer and prior of a pipeline run together, unless just these stand there already."""
-    folder, parts = root / "generator", ("tokenizer", "prior")
+    folder, parts = root / "image_pipeline", ("tokenizer", "prior")
     pipeline = ImageGenerationPipeline(load_tokenizer(root / "tokenizer"), load_prior(root / "prior"), options)
     weights = [(resolve_folder(root / part), folder / part) for part in parts]
     same = all(_same_file(ours, theirs, "model.safetensors") for ours, theirs in weights)
@@ -123,8 +123,8 @@ def save_generator(root: Path, options: SamplingOptions) -> None:
         pipeline.save_pretrained(folder, overwrite=True)
 
 
-def _options(generator: Path) -> SamplingOptions:
-    return ImageGenerationPipeline.from_pretrained(generator).generation_config
+def _options(folder: Path) -> SamplingOptions:
+    return ImageGenerationPipeline.from_pretrained(folder).generation_config
 
 
 def _same_file(one: Path, other: Path, name: str) -> bool:

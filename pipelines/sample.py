@@ -21,7 +21,8 @@ from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid, save_png
 from pipelines.base.progress import console, progress
 from pipelines.models.hub import local_folder
-from pipelines.models.image_pipeline import ImageGenerationPipeline, Label, SamplingArguments, generator_folder
+from pipelines.models.image_pipeline import ImageGenerationPipeline, Label, SamplingArguments
+from pipelines.models.image_pipeline_folder import find_image_pipeline
 from pipelines.models.image_seeds import image_seeds
 
 GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
@@ -59,7 +60,7 @@ def sample(
         UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
     """
     accelerator, output = distributed.start(), Path(output)
-    folder = generator_folder(local_folder(folder))
+    folder = find_image_pipeline(local_folder(folder))
     pipeline = ImageGenerationPipeline.from_pretrained(folder, accelerator.device)
     if n < 1:
         raise UserError(f"n: found {n}, expected at least 1")

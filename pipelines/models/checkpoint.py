@@ -7,21 +7,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from pipelines.base.atomic_files import replacing, sha256_of, write_json, write_text
+from pipelines.base.atomic_files import write_json, write_text
+from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import Model, validate
 from pipelines.data.preprocess import Preprocess
 from pipelines.models.token_spec import TokenSpec
+from pipelines.models.weights import load_model, write_weights
 from prior import PriorConfig, TokenPrior
 from tokenizer import Autoencoder, AutoencoderConfig
+
+MOST_POSITIONS = 2**20  # of a sequence: no network attends to more, and its tables grow with it
 
 
 class TokenizerFolder(BaseModel):
@@ -44,6 +45,23 @@ class PriorFolder(BaseModel):
     token_spec: TokenSpec
     classes: tuple[str, ...] | None
     weights_sha256: str
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        vocabulary, spec = self.model.vocabulary, self.token_spec
+        codes, num_classes = vocabulary.codes, vocabulary.num_classes
+        if (codes.size, codes.axes) != (spec.codebook_size, spec.grid):
+            raise ValueError(
+                f"model.vocabulary has {codes.size} codes on the grid {codes.axes}, token_spec has "
+                f"{spec.codebook_size} on {spec.grid}; expected the same"
+            )
+        if codes.length > MOST_POSITIONS:
+            raise ValueError(f"the grid {codes.axes} is too large, expected at most {MOST_POSITIONS:,} positions")
+        if self.classes is not None and len(self.classes) != num_classes:
+            raise ValueError(f"classes: found {len(self.classes)}, but the network knows {num_classes or 'no'} labels")
+        if num_classes is not None and spec.classes is not None and spec.classes != self.classes:
+            raise ValueError("classes and token_spec.classes differ; expected the same names in the same order")
+        return self
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ def fingerprint(model: Autoencoder, preprocess: Preprocess) -> str:
 
 def save_tokenizer(folder: str | Path, model: Autoencoder, preprocess: Preprocess, card: str = "") -> None:
     """Write a tokenizer's folder."""
-    weights = _write_weights(folder, model)
+    weights = write_weights(folder, model)
     config = TokenizerFolder(
         model=model.config,
         preprocess=preprocess,
@@ -99,7 +117,7 @@ def save_prior(
     folder: str | Path, prior: TokenPrior, spec: TokenSpec, classes: tuple[str, ...] | list[str] | None, card: str = ""
 ) -> None:
     """Write a prior's folder; `spec` is that of the token dataset it was trained on."""
-    weights = _write_weights(folder, prior)
+    weights = write_weights(folder, prior)
     names = tuple(classes) if classes is not None else None
     config = PriorFolder(model=prior.config, token_spec=spec, classes=names, weights_sha256=weights)
     _write_description(folder, config, card or "# A smalti prior\n")
@@ -113,8 +131,7 @@ def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> Lo
     """
     folder = resolve_folder(folder)
     config = _read_config(folder, TokenizerFolder)
-    model = Autoencoder(config.model)
-    _read_weights(folder, model, config.weights_sha256)
+    model = load_model(folder, config.model, lambda: Autoencoder(config.model), config.weights_sha256)
     found = fingerprint(model, config.preprocess)
     if found != config.fingerprint:
         raise UserError(
@@ -137,8 +154,7 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     """
     folder = resolve_folder(folder)
     config = _read_config(folder, PriorFolder)
-    model = TokenPrior(config.model)
-    _read_weights(folder, model, config.weights_sha256)
+    model = load_model(folder, config.model, lambda: TokenPrior(config.model), config.weights_sha256)
     return LoadedPrior(model.to(device).eval(), config.token_spec, config.classes, folder)
 
 
@@ -157,13 +173,6 @@ def resolve_folder(path: str | Path) -> Path:
     )
 
 
-def _write_weights(folder: str | Path, module: nn.Module) -> str:
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    with replacing(Path(folder) / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        return sha256_of(temporary)
-
-
 def _write_description(folder: str | Path, config: BaseModel, card: str) -> None:
     write_text(Path(folder) / "README.md", card)
     write_json(Path(folder) / "config.json", config.model_dump(mode="json"))
@@ -171,40 +180,9 @@ def _write_description(folder: str | Path, config: BaseModel, card: str) -> None
 
 def _read_config(folder: Path, model: type[Model]) -> Model:
     path = folder / "config.json"
-    try:
-        content: Any = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    content = read_json_mapping(path)
     expected = model.model_fields["format"].default
-    found = content.get("format") if isinstance(content, dict) else None
+    found = content.get("format")
     if found != expected:
         raise UserError(f"{path}: found format {found!r}, expected {expected!r}")
     return validate(model, content, path)
-
-
-def _read_weights(folder: Path, module: nn.Module, expected_hash: str) -> None:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; a model folder holds config.json and model.safetensors")
-    found_hash = sha256_of(path)
-    if found_hash != expected_hash:
-        raise UserError(
-            f"{path}: sha256 is {found_hash[:12]}…, config.json says {expected_hash[:12]}…: corrupted, or "
-            "from another model"
-        )
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    expected = module.state_dict()
-    mistakes = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    mistakes += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
-    mistakes += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    if mistakes:
-        more = f" and {len(mistakes) - 5} more" if len(mistakes) > 5 else ""
-        raise UserError(f"{path}: does not fit config.json: {'; '.join(mistakes[:5])}{more}")
-    module.load_state_dict(tensors, strict=True)

@@ -26,7 +26,7 @@ def local_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False, message: str = "Upload by smalti") -> str:
-    """Upload a finished model, token or generator folder; returns the address of the commit."""
+    """Upload a finished model, token or image pipeline folder; returns the address of the commit."""
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message))

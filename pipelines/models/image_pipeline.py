@@ -1,8 +1,5 @@
 """ImageGenerationPipeline: a tokenizer and a prior that belong together, from a label to pictures."""
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,47 +13,20 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipelines.base.atomic_files import sync, write_json, write_text
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_pil
-from pipelines.base.recipe_files import validate
 from pipelines.models import hub
-from pipelines.models.checkpoint import (
-    LoadedPrior,
-    LoadedTokenizer,
-    load_prior,
-    load_tokenizer,
-    save_prior,
-    save_tokenizer,
-)
+from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
+from pipelines.models.image_pipeline_folder import find_image_pipeline, read_generation_config, write_image_pipeline
 from pipelines.models.image_seeds import Seeds, image_seeds
 from prior import CachedDecoder, SamplingOptions, SamplingRequest, Step, generate
 
-FORMAT = "smalti-generator/1"
-PARTS = {"tokenizer": "Autoencoder", "prior": "TokenPrior"}
-FILTERS = ("temperature", "top_k", "top_p", "min_p")  # of no meaning without do_sample
-
-CARD = """---
-library_name: smalti
-tags: [image-generation, image-tokens]
----
-
-# A smalti image generator
-
-Draws {size} x {size} {mode} pictures: {tokens} tokens of {codes} codes ({kind}), one after the other, then decoded.
-
-Labels: {condition}.
-
-```python
-from pipelines import ImageGenerationPipeline
-
-pipe = ImageGenerationPipeline.from_pretrained("this folder")
-pipe(num_images_per_prompt=4, generator=0).images[0]
-```
-"""
+PIXELS_PER_PASS = {"cpu": 2**19, "cuda": 2**21}  # 8 and 32 pictures of 256 x 256: fixed, so that no option of a user
+MOST_IMAGES_PER_PASS = {"cpu": 16, "cuda": 256}  # changes a picture
+SAMPLING_ONLY_OPTIONS = ("temperature", "top_k", "top_p", "min_p")  # of no meaning without do_sample
 
 Label = int | str
-Callback = Callable[["ImageGenerationPipeline", int, int, dict[str, Any]], object]
+StepEndCallback = Callable[["ImageGenerationPipeline", int, int, dict[str, Any]], object]
 OutputType = Literal["pil", "pt", "np"]
 
 
@@ -88,7 +58,7 @@ class ImageGenerationOutput:
 
 
 class ImageGenerationPipeline:
-    """A generator: `tokenizer` and `prior` with the `generation_config` that a call takes where it says nothing.
+    """A tokenizer and a prior that belong together, and the sampling options that a call takes where it says nothing.
 
     Raises:
         UserError: the prior was trained on tokens of another tokenizer; names both sides.
@@ -117,7 +87,7 @@ class ImageGenerationPipeline:
         return self.prior.classes if self.num_classes is not None else None
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move both models, and cast them for sampling. A cast generator can no longer be saved."""
+        """Move both models, and cast them for sampling. A cast pipeline can no longer be saved."""
         for model in (self.tokenizer.model, self.prior.model):
             model.to(device=device, dtype=dtype)
         return self
@@ -130,46 +100,32 @@ class ImageGenerationPipeline:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
     ) -> Self:
-        """A generator folder, the output folder of a pipeline run that holds one, or a repository on the hub.
+        """From an image pipeline's folder, the output of `smalti run`, which holds one, or a repository on the hub.
 
         Raises:
             UserError: no such folder; a part is missing or damaged; tokenizer and prior do not belong together.
         """
-        folder = generator_folder(hub.local_folder(name_or_path, revision))
-        options = validate(SamplingOptions, _json(folder / "generation_config.json"), folder / "generation_config.json")
+        folder = find_image_pipeline(hub.local_folder(name_or_path, revision))
+        options = read_generation_config(folder)
         pipeline = cls(load_tokenizer(folder / "tokenizer"), load_prior(folder / "prior"), options)
         return pipeline.to(device, dtype) if device is not None or dtype is not None else pipeline
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False, card: str | None = None) -> Path:
-        """Write the generator folder: it appears whole or not at all, and can be moved as a whole.
+        """Write the image pipeline's folder: it appears whole or not at all, and can be moved as a whole.
 
         Raises:
-            UserError: the folder exists and `overwrite` is off (or it is no generator), or the models were cast.
+            UserError: the folder holds an image pipeline and `overwrite` is off, it holds anything else, or the models
+                were cast to another dtype.
         """
-        folder = Path(folder)
         cast = {p.dtype for m in (self.tokenizer.model, self.prior.model) for p in m.parameters()} - {torch.float32}
         if cast:
             raise UserError(f"{folder}: the models were cast to {cast.pop()}; save before casting, in torch.float32")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not (folder / "model_index.json").is_file():
-                raise UserError(f"{folder}: exists and is not a generator (no model_index.json); choose another folder")
-            if not overwrite:
-                raise UserError(f"{folder}: holds a generator already; expected a new folder, or overwrite=True")
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_tokenizer(temporary / "tokenizer", self.tokenizer.model, self.tokenizer.preprocess)
-        save_prior(temporary / "prior", self.prior.model, self.prior.spec, self.prior.classes)
-        write_json(temporary / "generation_config.json", self.generation_config.model_dump(mode="json"))
-        write_text(temporary / "README.md", card or self._card())
-        index = {"format": FORMAT, "_class_name": type(self).__name__}
-        write_json(temporary / "model_index.json", index | {part: [part, name] for part, name in PARTS.items()})
-        _swap(temporary, folder)
-        return folder
+        return write_image_pipeline(folder, self.tokenizer, self.prior, self.generation_config, overwrite, card)
 
     def push_to_hub(self, repo_id: str, private: bool = False, message: str = "Upload by smalti") -> str:
         """Save into a temporary folder and upload it; returns the address of the commit."""
         with TemporaryDirectory() as place:
-            return hub.push(self.save_pretrained(Path(place) / "generator"), repo_id, private, message)
+            return hub.push(self.save_pretrained(Path(place) / "image_pipeline"), repo_id, private, message)
 
     def __call__(
         self,
@@ -179,7 +135,7 @@ class ImageGenerationPipeline:
         generator: Seeds = None,
         output_type: OutputType = "pil",
         batch_size: int = 64,
-        callback_on_step_end: Callback | None = None,
+        callback_on_step_end: StepEndCallback | None = None,
         **options: Unpack[SamplingArguments],
     ) -> ImageGenerationOutput:
         """Draw `num_images_per_prompt` images of each label, those of one label side by side.
@@ -222,8 +178,7 @@ class ImageGenerationPipeline:
         Every pass has one size, the last one padded: kernels are chosen by shape and round differently, and a level of
         a pixel that flips would make a picture depend on its neighbours.
         """
-        model, size = self.tokenizer.model, self.tokenizer.model.config.image_size
-        passes = max(1, min(16, 16 * 64 * 64 // size**2))
+        model, passes = self.tokenizer.model, images_per_pass(self.device.type, self.tokenizer.model.config.image_size)
         padded = torch.cat([codes, codes.new_zeros(-len(codes) % passes, *codes.shape[1:])])
         images = torch.cat([model.decode_codes(part).float().cpu() for part in padded.to(self.device).split(passes)])
         return images[: len(codes)].clamp(0, 1)
@@ -240,10 +195,10 @@ class ImageGenerationPipeline:
         return [number for each in wanted for number in [self._number(each)] * repeats]
 
     def options(self, conditional: bool, **options: Unpack[SamplingArguments]) -> SamplingOptions:
-        """The given options over the generator's own; see `__call__`."""
+        """The given options over `generation_config`; see `__call__`."""
         defaults = self.generation_config.model_dump()
         if options.get("do_sample", True) is False:
-            defaults = {name: value for name, value in defaults.items() if name not in FILTERS}
+            defaults = {name: value for name, value in defaults.items() if name not in SAMPLING_ONLY_OPTIONS}
         if not conditional:
             defaults.pop("guidance_scale")
         unknown = options.keys() - SamplingOptions.model_fields.keys()
@@ -283,7 +238,7 @@ class ImageGenerationPipeline:
         listed = f": {', '.join(names)}" if names else ""
         raise UserError(f"label: found {label!r}, expected 0 to {self.num_classes - 1} or a class name{listed}")
 
-    def _step_end(self, callback: Callback | None, rows: range) -> Callable[[Step], object] | None:
+    def _step_end(self, callback: StepEndCallback | None, rows: range) -> Callable[[Step], object] | None:
         if callback is None:
             return None
         steps = self.prior.model.vocabulary.codes.length
@@ -291,55 +246,11 @@ class ImageGenerationPipeline:
             self, step.position, steps, {"codes": step.codes, "logprobs": step.logprobs, "images": rows}
         )
 
-    def _card(self) -> str:
-        spec, config = self.prior.spec, self.tokenizer.model.config
-        condition = "none" if self.num_classes is None else ", ".join(self.classes or (f"{self.num_classes} labels",))
-        return CARD.format(
-            size=config.image_size,
-            mode=spec.preprocess.mode,
-            tokens=spec.tokens_per_image,
-            codes=spec.codebook_size,
-            kind=config.bottleneck.kind,
-            condition=condition,
-        )
 
-
-def generator_folder(path: str | Path) -> Path:
-    """The generator folder itself, or `generator/` of a pipeline run; UserError names what is missing."""
-    path = Path(path)
-    folder = next((f for f in (path, path / "generator") if (f / "model_index.json").is_file()), None)
-    if folder is None:
-        found = "no such folder" if not path.exists() else "has no model_index.json"
-        raise UserError(f"{path}: {found}; expected a generator folder, or a pipeline run that holds generator/")
-    index = _json(folder / "model_index.json")
-    if index.get("format") != FORMAT:
-        raise UserError(f"{folder / 'model_index.json'}: found format {index.get('format')!r}, expected {FORMAT!r}")
-    for part in (*PARTS, "generation_config.json"):
-        if not (folder / part).exists():
-            raise UserError(
-                f"{folder}: {part} is missing; a generator holds {', '.join(PARTS)}, generation_config.json"
-            )
-    return folder
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, expected an object")
-    return content
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; at every moment one of the two is whole on the disk."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def images_per_pass(device: str, image_size: int) -> int:
+    """How many pictures one pass of the decoder makes."""
+    pixels, most = (table.get(device, table["cpu"]) for table in (PIXELS_PER_PASS, MOST_IMAGES_PER_PASS))
+    return max(1, min(most, pixels // image_size**2))
 
 
 def _batch_labels(labels: list[int | None], rows: range, device: torch.device) -> Tensor | None:

@@ -25,7 +25,7 @@ class EncodeOptions(BaseModel):
 
 
 class SampleOptions(BaseModel):
-    """n images, every class in turn; `options` become the defaults of the generator."""
+    """n images, every class in turn; `options` become the defaults of the image pipeline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     n: int = Field(default=64, ge=1)

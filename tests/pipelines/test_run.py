@@ -67,7 +67,7 @@ def test_the_report_holds_every_figure_and_every_stage(finished):
     assert report["reconstruction"]["images"] == report["bits_per_token"]["images"] == 10
     assert report["labels"]["judge"] == "shapes checker"
     assert report["labels"]["real_accuracy"] == 1  # the checker reads real scenes without a mistake
-    assert {"tokenizer", "encode", "prior", "generator", "sample", "reconstruct", "evaluate"} <= report[
+    assert {"tokenizer", "encode", "prior", "image pipeline", "sample", "reconstruct", "evaluate"} <= report[
         "seconds"
     ].keys()
     for name in ("reconstructions.png", "samples.png", "codes.png"):
@@ -76,7 +76,7 @@ def test_the_report_holds_every_figure_and_every_stage(finished):
         assert name in (root / "report.md").read_text()
 
 
-def test_the_generator_of_a_run_samples_with_the_options_of_the_recipe(finished):
+def test_the_image_pipeline_of_a_run_samples_with_the_options_of_the_recipe(finished):
     _, root = finished
     assert ImageGenerationPipeline.from_pretrained(root).generation_config.top_p == 0.9
 
@@ -91,7 +91,11 @@ def test_a_finished_pipeline_is_left_alone(finished, recipe_file, capfd):
 
 def test_what_is_missing_is_made_again_and_nothing_else(finished, recipe_file):
     report, root = finished
-    kept = [root / "prior" / "done.json", root / "tokens" / "manifest.json", root / "generator" / "model_index.json"]
+    kept = [
+        root / "prior" / "done.json",
+        root / "tokens" / "manifest.json",
+        root / "image_pipeline" / "model_index.json",
+    ]
     stamps = [path.stat().st_mtime_ns for path in kept]
     (root / "report.json").unlink()
     (root / "samples" / "samples.json").unlink()

@@ -1,6 +1,8 @@
 """A model folder loads exactly, or says what is wrong with it."""
 
 import json
+import resource
+import time
 
 import pytest
 import torch
@@ -81,6 +83,30 @@ def test_weights_of_another_shape_are_named(folder):
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"does not fit config.json: bottleneck\..* has shape .*, expected"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value"),
+    [
+        ("bottleneck", "num_codes", 10**9),
+        ("bottleneck", "num_codes", 60_000),
+        ("bottleneck", "dim", 5),
+        ("bottleneck", "dim", 10**40),
+        ("backbone", "widths", [4, 60_000]),
+        ("backbone", "widths", [4] * 3000),
+        ("backbone", "residual_blocks", 60_000),
+        ("backbone", "residual_width", 2**31),
+    ],
+)
+def test_sizes_are_held_against_the_header_before_anything_is_allocated(folder, block, key, value):
+    content = json.loads((folder / "config.json").read_text())
+    content["model"][block][key] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_tokenizer(folder)
+    assert time.monotonic() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 def test_an_edited_fingerprint_unknown_key_or_format_is_named(folder):

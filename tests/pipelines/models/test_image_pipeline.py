@@ -1,7 +1,8 @@
-"""Laws of the generator: one stream per image, a folder that moves as a whole, mistakes named."""
+"""An image pipeline: one stream per image, a folder that moves as a whole, mistakes named."""
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 from pipelines.base.errors import UserError
 from pipelines.models import hub
-from pipelines.models.checkpoint import LoadedPrior, load_tokenizer
-from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.models.checkpoint import LoadedPrior, load_prior, load_tokenizer
+from pipelines.models.image_pipeline import ImageGenerationPipeline, images_per_pass
 from pipelines.models.image_seeds import image_seeds
 from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, SamplingOptions, TokenPrior, TransformerConfig, Vocabulary, sequence_logprobs
@@ -42,7 +43,7 @@ def unconditional(tiny_tokens):
 
 @pytest.fixture(scope="module")
 def saved(pipe, tmp_path_factory):
-    return pipe.save_pretrained(tmp_path_factory.mktemp("generators") / "generator")
+    return pipe.save_pretrained(tmp_path_factory.mktemp("pipelines") / "image_pipeline")
 
 
 def draw(pipe, **arguments):
@@ -57,9 +58,9 @@ def test_the_folder_moves_as_a_whole_and_draws_the_same(pipe, saved, tmp_path):
     assert torch.equal(before.logprobs, after.logprobs)
 
 
-def test_a_pipeline_run_stands_for_its_generator(saved):
+def test_the_output_of_a_run_stands_for_its_image_pipeline(saved):
     (saved.parent / "run").mkdir()
-    shutil.copytree(saved, saved.parent / "run" / "generator")
+    shutil.copytree(saved, saved.parent / "run" / "image_pipeline")
     assert ImageGenerationPipeline.from_pretrained(saved.parent / "run").classes
 
 
@@ -204,20 +205,74 @@ def test_an_unknown_default_option_is_named(saved, tmp_path):
 
 
 def test_saving_never_overwrites_unasked(pipe, saved, tmp_path):
-    with pytest.raises(UserError, match="holds a generator already"):
+    with pytest.raises(UserError, match="holds an image pipeline already"):
         pipe.save_pretrained(saved)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a generator"):
+    with pytest.raises(UserError, match="is not an image pipeline"):
         pipe.save_pretrained(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     again = shutil.copytree(saved, tmp_path / "g")
-    (again / "stale").touch()
+    (again / "README.md").write_text("old")
     pipe.save_pretrained(again, overwrite=True)
-    assert not (again / "stale").exists()
+    assert (again / "README.md").read_text() != "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "notes.txt"]
 
 
-def test_pushing_uploads_a_whole_generator(pipe, monkeypatch):
+@pytest.mark.parametrize("name", ["thesis.tex", "prior/notes.txt"])
+def test_overwriting_deletes_no_foreign_file(pipe, saved, tmp_path, name):
+    folder = shutil.copytree(saved, tmp_path / "g")
+    (folder / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}, which smalti did not write"):
+        pipe.save_pretrained(folder, overwrite=True)
+    assert (folder / name).read_text() == "mine" and ImageGenerationPipeline.from_pretrained(folder)
+
+
+def test_passes_of_the_decoder_are_sized_for_the_device():
+    assert [images_per_pass("cpu", size) for size in (28, 64, 256, 4096)] == [16, 16, 8, 1]
+    assert images_per_pass("cuda", 256) == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config["classes"].pop(), r"classes: found \d+, but the network knows"),
+        (lambda config: config["classes"].reverse(), "classes and token_spec.classes differ"),
+        (lambda config: config["token_spec"].update(grid=[4, 16, 1]), "codes on the grid .*; expected the same"),
+    ],
+)
+def test_a_prior_that_contradicts_its_spec_is_refused(saved, tmp_path, change, words):
+    folder = shutil.copytree(saved, tmp_path / "g")
+    config = json.loads((folder / "prior" / "config.json").read_text())
+    change(config)
+    (folder / "prior" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=words):
+        ImageGenerationPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("key", ["dim", "depth", "heads", "head_dim"])
+@pytest.mark.parametrize("factor", [2, 1000, 10**12, 10**30])
+def test_a_prior_of_other_sizes_than_its_weights_is_refused_before_it_is_built(saved, tmp_path, key, factor):
+    folder = shutil.copytree(saved / "prior", tmp_path / "prior")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["transformer"][key] *= factor
+    (folder / "config.json").write_text(json.dumps(config))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_prior(folder)
+    assert time.monotonic() - began < 5
+
+
+def test_a_grid_too_long_for_any_network_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved / "prior", tmp_path / "prior")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["vocabulary"]["segments"][1]["shape"] = [10**5, 10**5]
+    config["token_spec"]["grid"] = [10**5, 10**5, 1]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="too large, expected at most"):
+        load_prior(folder)
+
+
+def test_pushing_uploads_a_whole_image_pipeline(pipe, monkeypatch):
     seen = {}
 
     class FakeApi:
