@@ -10,9 +10,10 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on a clean exit it is synced and takes the place of `path`.
 
+    Without `durable` nothing is synced: the file is whole for every program, and may be lost if the machine crashes.
     The name is unique to the process, keeps the suffix (writers choose formats by it) and begins with a dot.
     """
     path = Path(path)
@@ -20,9 +21,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,6 +1,8 @@
-"""Pictures for people: tensors to PIL, and grids of tiles with captions, row labels and column labels."""
+"""Figures for people and images as files: tensors to PIL, PNGs, and grids of tiles with captions and labels."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from pipelines.base.atomic_files import replacing
+from pipelines.base.atomic_files import replacing, sync
 
 GROUND, INK, GAP = (255, 255, 255), (60, 60, 60), 3
 MAX_SCALE, MAX_WIDTH = 4, 1600
@@ -28,19 +30,47 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """(1 or 3, H, W), uint8 or float in [0, 1] -> a PIL image in mode L or RGB."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"a picture is (1 or 3, H, W), got {tuple(image.shape)}")
+        raise ValueError(f"an image is (1 or 3, H, W), got {tuple(image.shape)}")
     array: np.ndarray = to_uint8(image.detach()).cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if image.shape[0] == 1 else np.ascontiguousarray(array))
 
 
-def save_png(path: str | Path, image: Tensor | Image.Image, text: dict[str, str] | None = None) -> None:
-    """Write one PNG atomically; `text` goes into its tEXt chunks, where `Image.open(path).text` finds it."""
+def save_png(
+    path: str | Path, image: Tensor | Image.Image, text: Mapping[str, str] | None = None, durable: bool = True
+) -> None:
+    """Write one PNG atomically; `text` goes into its tEXt chunks, where `Image.open(path).text` finds it.
+
+    `durable`: the file survives a crash of the machine from now on, for which it waits for the disk.
+    """
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)
-    picture = to_pil(image) if isinstance(image, Tensor) else image
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", optimize=True, pnginfo=info)
+    pixels = to_pil(image) if isinstance(image, Tensor) else image
+    with replacing(path, durable) as temporary:
+        pixels.save(temporary, format="PNG", pnginfo=info)
+
+
+def save_images(
+    paths: Sequence[str | Path],
+    images: Images,
+    texts: Sequence[Mapping[str, str]] | None = None,
+) -> None:
+    """Write many PNGs by several threads, each file atomically; as `save_png`, one folder at a time synced at the end.
+
+    A crash of the machine (not of the program) may leave the last ones empty.
+    """
+    if len(paths) != len(images) or (texts is not None and len(texts) != len(paths)):
+        raise ValueError(f"one path and one text an image: got {len(paths)} paths and {len(images)} images")
+    pixels = to_uint8(images.detach()).cpu() if isinstance(images, Tensor) else images
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        jobs = [
+            threads.submit(save_png, path, image, text, False)
+            for path, image, text in zip(paths, pixels, texts or [None] * len(paths), strict=True)
+        ]
+    for job in jobs:
+        job.result()
+    for folder in {Path(path).parent for path in paths}:
+        sync(folder)
 
 
 def save_grid(

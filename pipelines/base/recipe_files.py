@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.base.documents import dump_yaml, parse_yaml
 from pipelines.base.errors import UserError
+from pipelines.base.redaction import redact
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_LINES = 20  # mistakes that one message lists
@@ -182,8 +183,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def dump(recipe: BaseModel) -> str:
-    """The resolved recipe as YAML, every default spelled out."""
-    return dump_yaml(recipe.model_dump(mode="json"))
+    """The resolved recipe as YAML, every default spelled out, secrets left out: copies of a recipe are published."""
+    return dump_yaml(redact(recipe.model_dump(mode="json")))
 
 
 def flatten_keys(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Laws of pictures: pixels survive, grids place tiles where they belong, texts stay inside."""
+"""Pixels survive a file, grids place tiles where they belong, texts stay inside."""
 
 import pytest
 import torch
 from PIL import Image
 
-from pipelines.base.image_grids import GAP, save_grid, save_png, to_pil, to_uint8
+from pipelines.base.image_grids import GAP, save_grid, save_images, save_png, to_pil, to_uint8
 
 
 def test_uint8_survives_the_way_through_a_png(tmp_path):
@@ -13,6 +13,22 @@ def test_uint8_survives_the_way_through_a_png(tmp_path):
     with Image.open(tmp_path / "a.png") as back:
         assert back.text == {"label": "boot"}
         assert list(back.convert("RGB").tobytes()) == image.permute(1, 2, 0).flatten().tolist()
+
+
+def test_many_images_are_written_as_each_alone(tmp_path):
+    images = torch.rand(20, 3, 6, 5)
+    names, texts = [f"{i % 3}/{i}.png" for i in range(20)], [{"row": str(i)} for i in range(20)]
+    save_images([tmp_path / "many" / name for name in names], images, texts)
+    for name, image, text in zip(names, images, texts, strict=True):
+        save_png(tmp_path / "one" / name, image, text)
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert sum(path.is_file() for path in (tmp_path / "many").rglob("*")) == 20
+
+
+def test_an_image_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        save_images([tmp_path / "a.png", tmp_path / "file" / "b.png"], torch.zeros(2, 1, 4, 4))
 
 
 def test_floats_are_rounded_to_the_nearest_level_and_clamped():
