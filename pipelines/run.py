@@ -14,6 +14,7 @@ from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_json, write_text
 from pipelines.base.progress import console
 from pipelines.base.recipe_files import dump
+from pipelines.base.redaction import redact
 from pipelines.data.shapes import ShapesConfig
 from pipelines.encode import encode
 from pipelines.evaluate.classifier import ClassifierRecipe, train_classifier
@@ -37,7 +38,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
 
     Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
     """
-    root, described = recipe.output, recipe.model_dump(mode="json")
+    root, described = recipe.output, redact(recipe.model_dump(mode="json"))
     accelerator = distributed.start(recipe.tokenizer.training.precision)
     finished = root / "report.json"
     if finished.is_file() and not overwrite:

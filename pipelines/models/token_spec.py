@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import flatten_keys, validate
+from pipelines.base.redaction import Public
 from pipelines.data.dataset import Split
 from pipelines.data.preprocess import Preprocess
 
@@ -54,8 +55,8 @@ class Source(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    data: dict[str, Any]
-    provenance: dict[Split, Any] = Field(default_factory=dict)
+    data: Public
+    provenance: dict[Split, Public] = Field(default_factory=dict)
     rows: dict[Split, int]
 
 

@@ -11,6 +11,7 @@ from pipelines.base.atomic_files import sync, write_json, write_text
 from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import dump, flatten_keys
+from pipelines.base.redaction import redact
 
 # These change how a run is watched or fed, never what it computes.
 KEYS_IGNORED_ON_RESUME = (
@@ -44,7 +45,7 @@ class RunFolder:
             shutil.rmtree(self.path)
         if written.is_file() and (self.finished or self.states()):
             old = flatten_keys(read_yaml(written))
-            new = flatten_keys(recipe.model_dump(mode="json"))
+            new = flatten_keys(redact(recipe.model_dump(mode="json")))
             differing = [
                 f"{key}: the run has {old.get(key)!r}, this recipe has {new.get(key)!r}"
                 for key in sorted(old.keys() | new.keys())
