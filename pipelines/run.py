@@ -17,7 +17,8 @@ from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
 from pipelines.data.shapes import ShapesConfig
 from pipelines.encode import encode
-from pipelines.evaluate.classifier import ClassifierRecipe, train_classifier
+from pipelines.evaluate.classifier import train_classifier
+from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.label_accuracy import label_accuracy
 from pipelines.evaluate.report import Report, place_picture, print_report, write_report
 from pipelines.evaluate.token_bits import token_bits

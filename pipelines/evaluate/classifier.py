@@ -21,21 +21,11 @@ from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.progress import console
 from pipelines.base.recipe_files import validate
-from pipelines.data import DataConfig, Preprocess, open_images, ordered_loader, stack, training_loader
+from pipelines.data import Preprocess, open_images, ordered_loader, stack, training_loader
+from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.models.checkpoint import resolve_folder
-from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import Batch, Job, Phase, train
 from pipelines.training.run_folder import RunFolder
-
-TRAINING = TrainingConfig.model_validate(
-    {
-        "steps": 1500,
-        "batch_size": 128,
-        "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.01, "betas": (0.9, 0.99), "min_lr_ratio": 0.0},
-        "ema_decay": None,
-        "validate_every": 500,
-    }
-)
 
 
 class ClassifierConfig(BaseModel):
@@ -45,18 +35,6 @@ class ClassifierConfig(BaseModel):
     channels: Literal[1, 3]
     num_classes: int = Field(ge=2)
     width: int = Field(default=16, ge=1)
-
-
-class ClassifierRecipe(BaseModel):
-    """What a classifier is trained from; the same recipe gives the same weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["classifier"] = "classifier"
-    output: Path
-    seed: int = Field(default=0, ge=0)
-    data: DataConfig
-    width: int = Field(default=16, ge=1)
-    training: TrainingConfig = TRAINING
 
 
 class ClassifierFolder(BaseModel):

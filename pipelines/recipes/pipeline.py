@@ -9,7 +9,7 @@ from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.data import SPLITS, Split
-from pipelines.evaluate.classifier import TRAINING
+from pipelines.evaluate.classifier_recipe import TRAINING
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
 from pipelines.training.config import TrainingConfig
 from prior import SamplingOptions

@@ -7,7 +7,8 @@ import torch
 
 from pipelines.base.errors import UserError
 from pipelines.data import open_images, ordered_loader, stack
-from pipelines.evaluate.classifier import ClassifierRecipe, load_classifier, train_classifier
+from pipelines.evaluate.classifier import load_classifier, train_classifier
+from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.training.config import TrainingConfig
 
 TRAINING = TrainingConfig.model_validate(
