@@ -21,7 +21,7 @@ from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, Toke
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, Skipped, digest_of
-from pipelines.tokens.shard_encoder import encode_shards, passes_of
+from pipelines.tokens.shard_encoder import encode_shards
 from pipelines.tokens.shards import Shard, default_shards, finished, plan, row_count, skipped_rows
 from pipelines.tokens.statistics import split_statistics
 from tokenizer import Autoencoder
@@ -56,13 +56,15 @@ def encode(
     """Encode `splits` of a data set into the token dataset `output`; rerun to continue after a crash.
 
     Images are prepared as the tokenizer was trained (its own `preprocess`), never augmented. `num_shards` files a split
-    (default: one per 4,096 rows). `batch_size` bounds the images that are prepared ahead of the network; the network
-    itself always sees passes of one size (`compute_batch`), so tokens do not depend on it.
+    (default: one per 4,096 rows). The network always sees passes of one size (`compute_batch`), so tokens do not
+    depend on `batch_size`.
 
     Raises:
         UserError: continuous tokenizer, another preprocessing than the tokenizer's, an unreadable image where the data
             config refuses them, or an `output` that holds something else and `overwrite` is off.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}, expected 1 or more")
     output = Path(output)
     accelerator = distributed.start()
     tokenizer = load_tokenizer(tokenizer_folder, accelerator.device)
@@ -86,9 +88,7 @@ def encode(
         spec,
         pending,
         output,
-        ahead=passes_of(batch_size, spec.compute.batch),
         refuse_unreadable=data.on_unreadable == "refuse",
-        workers=data.workers,
         already=sum(len(shard.rows) for shard in mine) - sum(len(shard.rows) for shard in pending),
         visible=accelerator.is_main_process,
     )
@@ -146,7 +146,7 @@ def build_spec(
         ),
         preprocess=tokenizer.preprocess,
         classes=None if names is None else tuple(names),
-        has_text=_has_text(datasets[first]),
+        has_text=datasets[first].has_text,
         compute=Compute(
             torch=torch.__version__,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -154,7 +154,7 @@ def build_spec(
         ),
         source=Source(
             data=data.model_dump(mode="json", exclude={"preprocess", "augment", "workers"}),
-            provenance={split: dataset.source for split, dataset in datasets.items()},
+            provenance={split: dataset.provenance for split, dataset in datasets.items()},
             rows={split: len(dataset) for split, dataset in datasets.items()},
         ),
         shards={s: plan(s, len(d), num_shards or default_shards(len(d)))[0].count for s, d in datasets.items()},
@@ -190,15 +190,6 @@ def _prepared_as(tokenizer: LoadedTokenizer, data: DataConfig) -> DataConfig:
         raise UserError(f"data.preprocess.{'; '.join(wrong)}, as {tokenizer.folder} was trained")
     # a refusal comes with the image itself, not from reading every image once before
     return data.model_copy(update={"on_unreadable": "skip"})
-
-
-def _has_text(dataset: ImageDataset) -> bool:
-    """Whether the data set has captions, seen on its first readable row."""
-    for index in range(len(dataset)):
-        example = dataset.read(index)
-        if hasattr(example, "image"):
-            return getattr(example, "text", None) is not None
-    return False
 
 
 def _version() -> str:

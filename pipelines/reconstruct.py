@@ -13,9 +13,7 @@ from pipelines.base.atomic_files import sha256_of, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.progress import console, progress
-from pipelines.data import DataConfig, open_images
-from pipelines.data.dataset import Split
-from pipelines.data.loader import ordered_loader, stack
+from pipelines.data import DataConfig, Split, open_images, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, psnr, ssim
 from pipelines.models.checkpoint import load_tokenizer
 
@@ -74,8 +72,8 @@ def reconstruct(
     share = -(-len(rows) // accelerator.num_processes)
     mine = rows[accelerator.process_index * share : (accelerator.process_index + 1) * share]
     with progress(len(mine), "reconstruct", "image", visible=accelerator.is_main_process) as meter:
-        for examples in ordered_loader(images, mine, batch_size):
-            original = stack(examples)
+        for batch in ordered_batches(images, mine, batch_size):
+            original = batch.image
             with torch.inference_mode():
                 rebuilt = model.reconstruct(original.to(accelerator.device)).clamp(0, 1).cpu()
             pairs += list(zip(original, rebuilt, strict=True))[: max(0, n - len(pairs))]
@@ -84,7 +82,7 @@ def reconstruct(
                 ssim(rebuilt, original / 255) if min(original.shape[2:]) >= WINDOW else noise.new_full((), math.nan)
             )
             figures += torch.stack([noise, likeness.expand_as(noise)], dim=1).tolist()
-            meter.advance(len(examples))
+            meter.advance(len(batch))
     figures = gather_object(figures)  # in the order of the rows, however many processes there are
     if not figures:
         raise UserError(f"data: no image of split {split!r} can be read")

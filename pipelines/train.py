@@ -11,7 +11,7 @@ from pipelines.base import distributed
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.recipe_files import dump
-from pipelines.data import batch_indices, open_images, ordered_loader, stack, training_loader
+from pipelines.data import batch_indices, open_images, ordered_batches, training_loader
 from pipelines.models.checkpoint import load_tokenizer, save_prior, save_tokenizer
 from pipelines.recipes.stages import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.tokens.dataset import TokenDataset
@@ -71,11 +71,11 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
         device = next(phase.parameters()).device
         model, seen, totals = phase.model, 0, {}
         usage = CodeUsage(model.num_codes, model.grid[2]) if model.num_codes is not None else None
-        for examples in ordered_loader(held_out, rows, size):
-            pictures = stack(examples).to(device)
+        for batch in ordered_batches(held_out, rows, size):
+            pictures = batch.image.to(device)
             for name, value in phase({"image": pictures}, recipe.training.steps)[1].items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(examples)
-            seen += len(examples)
+                totals[name] = totals.get(name, 0.0) + value.item() * len(batch)
+            seen += len(batch)
             if usage:
                 usage.update(model.encode(pictures).codes)
         totals.pop("perplexity_batch", None)
@@ -91,8 +91,7 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
 
     def draw(modules: Mapping[str, nn.Module], step: int) -> None:
         model = cast(AutoencoderPhase, modules["tokenizer"]).model
-        examples = next(iter(ordered_loader(held_out, range(min(16, len(held_out))), 16)))
-        originals = stack(examples)
+        originals = held_out.read_batch(range(min(16, len(held_out)))).image
         device = next(model.parameters()).device
         rebuilt = model.reconstruct(originals.to(device)).cpu()
         pairs = [tile for half in (slice(0, 8), slice(8, 16)) for tile in (*originals[half], *rebuilt[half])]

@@ -1,27 +1,34 @@
-"""What every source of images looks like to the rest of the house."""
+"""A split of a recipe's data: rows of a source, prepared as the recipe says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.base.progress import progress
 from pipelines.data.augment import Augment
-from pipelines.data.image_files import BROKEN, pixel_limit, reason
-from pipelines.data.preprocess import Preprocess, apply
+from pipelines.data.decoding import decode_images
+from pipelines.data.image_files import DECODE_ERRORS, reason
+from pipelines.data.preprocess import Preprocess, prepare_image
+from pipelines.data.source import ImageSource, RowMetadata
+from pipelines.data.splits import RowNumbers
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+CHECKED_AT_ONCE = 1024
+FETCHED_AT_ONCE = 256  # encoded pictures in memory: they may be large
+NO_LABEL = "the row has no label that names a class"
+
+Indices = Sequence[int] | NDArray[np.int64] | Int64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prepared image. `key` names it for a person and is stable; `factors` are ground truth where there is any."""
+    """One prepared image and what is known of it, as in RowMetadata."""
 
     key: str
     image: UInt8[Tensor, "c size size"]
@@ -40,45 +47,8 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known of a row beside its pixels."""
-
-    key: str
-    label: int | None = None
-    text: str | None = None
-    factors: dict[str, Any] | None = None
-
-
-class FastPath(Protocol):
-    """Many rows at once, from a source that holds uint8 pixels of one `shape` (c, h, w) in memory, or draws them.
-
-    It is taken where preprocessing leaves such pixels alone, and must agree with `Source.read` bit for bit.
-    """
-
-    shape: tuple[int, int, int]
-
-    def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]: ...
-    def labels(self, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " n"] | None: ...
-    def facts(self, rows: Int64[Tensor, " n"]) -> list[Facts]: ...
-
-
-class Source(Protocol):
-    """One split of one data set. `read` may raise any of BROKEN for a picture that cannot be decoded. Labels number the
-    `classes`; where there are classes, every row that can be read has a label.
-    """
-
-    classes: list[str] | None
-    provenance: dict[str, Any]
-    fast: FastPath | None
-
-    def __len__(self) -> int: ...
-    def key(self, row: int) -> str: ...
-    def read(self, row: int) -> tuple[Image.Image, Facts]: ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows read at once. `label` is None when the data has none. Unreadable rows are missing from both tensors; they
+class PixelBatch:
+    """Rows read at once. Unreadable rows are missing from `image` and `label` (None where the data has no labels); they
     are listed with their places in the request.
     """
 
@@ -86,101 +56,186 @@ class Batch:
     label: Int64[Tensor, " n"] | None
     unreadable: list[tuple[int, Unreadable]]
 
+    def __len__(self) -> int:
+        return len(self.image)
 
-class ImageDataset(torch.utils.data.Dataset):
-    """A split, read through the recipe's preprocessing: `read(i)` never raises for what is wrong with an image.
 
-    `rows` picks the rows of the source that belong to the split (None: all of them). `source` tells where the images
-    came from, for the spec of a token dataset. `augment` and `workers` are the recipe's, for the loaders; reading
-    never augments.
+@dataclass(frozen=True)
+class ImageBatch(PixelBatch):
+    """The same with what is known of each image in `image` beside its pixels."""
+
+    metadata: list[RowMetadata]
+
+    def split(self, rows: int) -> Iterator["ImageBatch"]:
+        """Batches of `rows` consecutive rows of the request, the last one shorter."""
+        requested = len(self) + len(self.unreadable)
+        for start in range(0, requested, rows):
+            stop = min(start + rows, requested)
+            absent = [(place - start, bad) for place, bad in self.unreadable if start <= place < stop]
+            first = start - sum(place < start for place, _ in self.unreadable)
+            part = slice(first, first + stop - start - len(absent))
+            label = None if self.label is None else self.label[part]
+            yield ImageBatch(self.image[part], label, absent, self.metadata[part])
+
+
+class ImageDataset:
+    """A split, read through the recipe's preprocessing. Reading never raises for what is wrong with an image, and never
+    augments.
+
+    `rows` are the rows of the source that belong to the split (None: all of them). `provenance` says where the images
+    come from, for the spec of a token dataset. `augment` and `workers` (decoding threads, 0: chosen) are the recipe's.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         preprocess: Preprocess,
-        max_pixels: int,
-        rows: Int64[Tensor, " n"] | None = None,
+        rows: RowNumbers | None = None,
         augment: Augment | None = None,
         workers: int = 0,
     ):
-        self._source, self.preprocess, self.max_pixels, self._rows = source, preprocess, max_pixels, rows
+        self._source, self.preprocess, self._rows = source, preprocess, rows
         self.augment, self.workers = augment or Augment(), workers
-        self.classes = source.classes
-        self.source = {**source.provenance, "rows": len(self)}
+        self.classes, self.has_text = source.classes, source.has_text
+        self.provenance = {**source.provenance, "rows": len(self)}
         wanted = (preprocess.channels, preprocess.size, preprocess.size)
-        self._fast = source.fast if source.fast is not None and source.fast.shape == wanted else None
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether images come finished from memory or a drawing, so that none can be unreadable."""
-        return self._fast is not None
+        self._array = source.array if source.array is not None and source.array.shape == wanted else None
 
     def __len__(self) -> int:
         return len(self._source) if self._rows is None else len(self._rows)
 
-    def _row(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return index if self._rows is None else int(self._rows[index])
+    @property
+    def image_bytes(self) -> int:
+        return self.preprocess.channels * self.preprocess.size**2
+
+    @property
+    def needs_decoding(self) -> bool:
+        """False where finished pixels come from memory or a drawing, so that no image can be unreadable."""
+        return self._array is None
 
     def key(self, index: int) -> str:
-        return self._source.key(self._row(index))
+        return self._source.metadata(self._source_rows([index]).tolist())[0].key
 
     def read(self, index: int) -> Example | Unreadable:
-        row = self._row(index)
-        if self._fast is not None:
-            return self._read_fast(torch.tensor([row]))[0]
+        """One row, by itself: the reference for `read_batch`.
+
+        Raises:
+            IndexError: no such row.
+        """
+        rows = self._source_rows([index]).tolist()
+        (known,) = self._source.metadata(rows)
         try:
-            with pixel_limit(self.max_pixels):
-                image, facts = self._source.read(row)
-                pixels = apply(image, self.preprocess)
-        except BROKEN as error:
-            return Unreadable(self._source.key(row), reason(error))
-        return Example(facts.key, pixels, facts.label, facts.text, facts.factors)
+            image = prepare_image(self._source.readers(rows)[0](), self.preprocess)
+        except DECODE_ERRORS as error:
+            return Unreadable(known.key, reason(error))
+        if self.classes is not None and known.label is None:
+            return Unreadable(known.key, NO_LABEL)
+        return Example(known.key, image, known.label, known.text, known.factors)
 
-    __getitem__ = read
+    def read_pixels(self, indices: Indices) -> PixelBatch:
+        """Images and labels of many rows at once."""
+        images, labels, failures = self._read(rows := self._source_rows(indices))
+        if not failures:
+            return PixelBatch(images, labels, [])
+        kept = [place for place in range(len(rows)) if place not in failures]
+        return PixelBatch(images[kept], None if labels is None else labels[kept], self._named(rows, failures))
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example | Unreadable]:
-        if self._fast is None:
-            return [self.read(index) for index in indices]
-        return [*self._read_fast(torch.tensor([self._row(index) for index in indices], dtype=torch.int64))]
+    def read_batch(self, indices: Indices) -> ImageBatch:
+        """Images, labels and metadata of many rows at once."""
+        batch, metadata = self.read_pixels(indices), self._source.metadata(self._source_rows(indices).tolist())
+        absent = {place for place, _ in batch.unreadable}
+        kept = [row for place, row in enumerate(metadata) if place not in absent] if absent else metadata
+        return ImageBatch(batch.image, batch.label, batch.unreadable, kept)
 
-    def _read_fast(self, rows: Tensor) -> list[Example]:
-        assert self._fast is not None
-        pairs = zip(self._fast.pixels(rows).unbind(), self._fast.facts(rows), strict=True)
-        return [Example(f.key, image, f.label, f.text, f.factors) for image, f in pairs]
+    def read_replacing(self, indices: Indices) -> tuple[PixelBatch, list[Unreadable]]:
+        """As `read_pixels`, but the next readable row takes the place of an unreadable one, so that the batch is whole
+        and depends on the data only. Also the unreadable rows that were met.
 
-    def read_batch(self, indices: Int64[Tensor, " n"]) -> Batch:
-        """Images and labels of many rows, by one gather or one drawing where the source can do that."""
-        if self._fast is not None:
-            rows = indices if self._rows is None else self._rows[indices]
-            return Batch(self._fast.pixels(rows), self._fast.labels(rows), [])
-        found = [self.read(i) for i in indices.tolist()]
-        examples = [e for e in found if isinstance(e, Example)]
-        size = (0, self.preprocess.channels, self.preprocess.size, self.preprocess.size)
-        return Batch(
-            torch.stack([e.image for e in examples]) if examples else torch.empty(size, dtype=torch.uint8),
-            None if self.classes is None else torch.tensor([e.label for e in examples], dtype=torch.int64),
-            [(place, e) for place, e in enumerate(found) if isinstance(e, Unreadable)],
-        )
+        Raises:
+            UserError: not a single row can be read.
+        """
+        images, labels, failures = self._read(rows := self._source_rows(indices))
+        met = [bad for _, bad in self._named(rows, failures)]
+        for place in failures:
+            index = int(indices[place])
+            for candidate in range(index + 1, index + len(self)):
+                image, label, failed = self._read(row := self._source_rows([candidate % len(self)]))
+                if not failed:
+                    images[place] = image[0]
+                    if labels is not None and label is not None:
+                        labels[place] = label[0]
+                    break
+                met += [bad for _, bad in self._named(row, failed)]
+            else:
+                raise UserError(f"none of the {len(self):,} images can be read; the first: {met[0]}")
+        return PixelBatch(images, labels, []), met
 
-    def refuse_unreadable(self) -> None:
-        """Decode every row once.
+    def check_readable(self) -> None:
+        """Read rows until one can be read.
+
+        Raises:
+            UserError: none can.
+        """
+        first = None
+        for start in range(0, len(self) if self.needs_decoding else 0, CHECKED_AT_ONCE):
+            # One row first: that is enough for almost all data.
+            for part in ([start], range(start + 1, min(start + CHECKED_AT_ONCE, len(self)))):
+                batch = self.read_pixels(part)
+                if len(batch):
+                    return
+                first = first or (batch.unreadable[0][1] if batch.unreadable else None)
+        if first is not None:
+            raise UserError(f"none of the {len(self):,} images can be read; the first: {first}")
+
+    def check_all_readable(self) -> None:
+        """Read every row once.
 
         Raises:
             UserError: naming the first ten rows that cannot be read.
         """
+        if not self.needs_decoding:
+            return
+        bad: list[Unreadable] = []
         with progress(len(self), "checking images", "image") as meter:
-            bad = []
-            for index in range(len(self)):
-                if isinstance(found := self.read(index), Unreadable):
-                    bad.append(found)
-                meter.advance()
+            for start in range(0, len(self), CHECKED_AT_ONCE):
+                rows = range(start, min(start + CHECKED_AT_ONCE, len(self)))
+                bad += [unreadable for _, unreadable in self.read_pixels(rows).unreadable]
+                meter.advance(len(rows))
         if bad:
             more = f"\n  … and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise UserError(
-                f"{len(bad)} of {len(self):,} images cannot be read; mend them or set on_unreadable: skip"
+                f"{len(bad)} of {len(self):,} images cannot be read; repair them or set on_unreadable: skip"
                 + "".join(f"\n  {unreadable}" for unreadable in bad[:10])
                 + more
             )
+
+    def _source_rows(self, indices: Indices) -> NDArray[np.int64]:
+        found = np.asarray(indices, dtype=np.int64)
+        if len(found) and not (found.min() >= 0 and found.max() < len(self)):
+            raise IndexError(f"rows {found.min()} … {found.max()} of {len(self)}")
+        return found if self._rows is None else self._rows[found]
+
+    def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
+        """Images and labels of rows of the source, and why some places hold nothing."""
+        if self._array is not None:
+            return self._array.pixels(torch.from_numpy(rows)), self._source.labels(rows.tolist()), {}
+        return self._decode(rows)
+
+    def _decode(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
+        listed = rows.tolist()
+        labels = self._source.labels(listed)
+        parts, failures = [], {}
+        for start in range(0, max(1, len(listed)), FETCHED_AT_ONCE):
+            readers = self._source.readers(listed[start : start + FETCHED_AT_ONCE])
+            images, failed = decode_images(readers, self.preprocess, self.workers)
+            parts.append(images)
+            failures |= {start + place: why for place, why in failed.items()}
+        images = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if labels is not None:
+            failures |= {place: NO_LABEL for place in (labels < 0).nonzero()[:, 0].tolist() if place not in failures}
+        return images, labels, dict(sorted(failures.items()))
+
+    def _named(self, rows: NDArray[np.int64], failures: dict[int, str]) -> list[tuple[int, Unreadable]]:
+        known = self._source.metadata([int(rows[place]) for place in failures]) if failures else []
+        pairs = zip(known, failures.items(), strict=True)
+        return [(place, Unreadable(row.key, why)) for row, (place, why) in pairs]

@@ -1,31 +1,40 @@
 """Anything that `datasets.load_dataset` opens: a hub name, a folder of images, local Parquet."""
 
+import json
 import os
-from functools import cached_property
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-import fsspec
+import torch
+from jaxtyping import Int64
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from pipelines.base.errors import UserError
-from pipelines.data.dataset import Facts, FastPath, Split
-from pipelines.data.image_files import decode
+from pipelines.data.image_files import open_image
+from pipelines.data.source import PixelArray, Reader, RowMetadata, Split
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+KEPT_OPEN = 2  # data sets that stay open in a process
 
 
 class HuggingFaceConfig(BaseModel):
     """`load_dataset(path, name, data_files=…, data_dir=…, revision=…, **arguments)`, and which columns mean what.
 
     `path`: a name on the hub, a local folder, or a builder such as "parquet" or "imagefolder". `label`: a column of
-    ClassLabels, integers or strings (their sorted distinct values become the classes). `key`: names each image; without
-    it the path of its file does, or the row number. `splits` says how the data spells a split ({test: eval}).
+    ClassLabels, integers or strings (their sorted distinct values become the classes); without it, the classes of an
+    image folder are its subfolders. `key`: names each image; without it the path of its file does, or the row number.
+    `splits` says how the data spells a split ({test: eval}).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,8 +52,8 @@ class HuggingFaceConfig(BaseModel):
     splits: dict[Split, str] = {}
 
 
-class Opened:
-    """All splits of one data set; `find` picks one of them.
+class HuggingFaceSplits:
+    """All splits of one data set; `find` picks one of them. A process loads each data set once.
 
     Raises:
         UserError: there is no such data set, column or split; the message lists what there is.
@@ -52,7 +61,7 @@ class Opened:
 
     def __init__(self, config: HuggingFaceConfig, max_pixels: int):
         self.config, self.max_pixels = config, max_pixels
-        self.splits = _load(config)
+        self.splits = _load_once(config)
         for name in config.splits.values():
             if name not in self.splits:
                 raise UserError(f"source.splits: {config.path} has no split {name!r}; it has {', '.join(self.splits)}")
@@ -79,9 +88,18 @@ class Opened:
         return None
 
     @cached_property
+    def label_column(self) -> str | None:
+        """The column of labels: the recipe's, or that of an image folder with a subfolder for each class."""
+        if self.config.label is not None:
+            return self.config.label
+        is_folder = all(split.info.builder_name == "imagefolder" for split in self.splits.values())
+        has_names = all(hasattr(split.features.get("label"), "names") for split in self.splits.values())
+        return "label" if is_folder and has_names else None
+
+    @cached_property
     def labels(self) -> dict[Any, int] | None:
         """The class number of every value of the label column, over all splits."""
-        column = self.config.label
+        column = self.label_column
         if column is None:
             return None
         values: set[Any] = set()
@@ -97,18 +115,34 @@ class Opened:
             )
         return {value: i for i, value in enumerate(sorted(values))}
 
-    @property
+    @cached_property
     def classes(self) -> list[str] | None:
         if self.labels is None:
             return None
-        names = getattr(next(iter(self.splits.values())).features[self.config.label], "names", None)
+        names = getattr(next(iter(self.splits.values())).features[self.label_column], "names", None)
         return list(names) if names is not None else [str(value) for value in self.labels]
+
+
+_loaded: OrderedDict[str, Any] = OrderedDict()
+
+
+def _load_once(config: HuggingFaceConfig) -> Any:
+    """The data set, loaded by the first call for it in this process. A local file that has changed is loaded again."""
+    files = config.data_files if isinstance(config.data_files, str) else None
+    places = [place for place in (config.path, config.data_dir, files) if place and os.path.exists(place)]
+    times = [(place, os.stat(place).st_mtime_ns) for place in places]
+    identity = json.dumps([config.model_dump(mode="json", exclude={"splits"}), times, os.getcwd()], default=str)
+    if identity not in _loaded:
+        _loaded[identity] = _load(config)
+    _loaded.move_to_end(identity)
+    while len(_loaded) > KEPT_OPEN:
+        _loaded.popitem(last=False)
+    return _loaded[identity]
 
 
 def _load(config: HuggingFaceConfig) -> Any:
     # Imported here because it is slow to import, and most commands never need it.
     from datasets import Dataset, DatasetDict, load_dataset
-    from datasets import Image as ImageFeature
 
     if config.path.startswith((".", "/", "~")) and not Path(config.path).expanduser().is_dir():
         raise UserError(f"source.path: there is no folder {config.path}")
@@ -120,32 +154,52 @@ def _load(config: HuggingFaceConfig) -> Any:
     try:
         data = load_dataset(path, **arguments)
     except Exception as error:  # load_dataset's errors have no common ancestor
-        shown = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        shown = ", ".join(f"{name}=…" if name in config.arguments else f"{name}={v!r}" for name, v in arguments.items())
         raise UserError(f"source: load_dataset({path!r}{', ' if shown else ''}{shown}) failed: {error}") from error
     if isinstance(data, Dataset):
         data = DatasetDict({"train": data})
     for name, split in data.items():
         if config.image in split.column_names:
-            try:  # undecoded, so that a broken file is one unreadable row
-                data[name] = split.cast_column(config.image, ImageFeature(decode=False))
-            except Exception as error:
-                kind = split.features[config.image]
-                raise UserError(f"source.image: column {config.image!r} holds no images, found {kind}") from error
+            data[name] = _undecoded(split, config.image)
     return data
 
 
+def _undecoded(split: Any, column: str) -> Any:
+    """The split with images as bytes or paths, so that a broken file is one unreadable row.
+
+    Raises:
+        UserError: the column holds no images.
+    """
+    from datasets import Image as ImageFeature
+
+    kind = split.features[column]
+    if getattr(kind, "dtype", None) == "string" and len(split):
+        value = next((value for value in split[:100][column] if value), "")
+        if value.startswith(("http://", "https://")):
+            raise UserError(
+                f"source.image: column {column!r} holds addresses ({urlsplit(value).hostname}), not images; "
+                "download the pictures first"
+            )
+    try:
+        return split.cast_column(column, ImageFeature(decode=False))
+    except Exception as error:
+        raise UserError(f"source.image: column {column!r} holds no images, found {kind}") from error
+
+
 class HuggingFace:
-    """One split. Reading decodes the image from its bytes or its file."""
+    """One split. Rows are fetched many at a time, with the needed columns only."""
 
-    fast: FastPath | None = None
-
-    def __init__(self, opened: Opened, split: str):
-        self.config, self.max_pixels, self.split = opened.config, opened.max_pixels, split
-        self.data = opened.splits[split]
-        self.classes, self.numbers = opened.classes, opened.labels
-        if self.numbers is not None and not set(self.data.unique(self.config.label)) & self.numbers.keys():
-            self.classes = self.numbers = None  # a test split whose labels are withheld
-        config = self.config
+    def __init__(self, splits: HuggingFaceSplits, split: str):
+        config = self.config = splits.config
+        self.max_pixels, self.split = splits.max_pixels, split
+        data = splits.splits[split]
+        self.label_column, self.classes, self.numbers = splits.label_column, splits.classes, splits.labels
+        if self.numbers is not None and not set(data.unique(self.label_column)) & self.numbers.keys():
+            self.label_column = self.classes = self.numbers = None  # a test split whose labels are withheld
+        self.has_text = config.text is not None
+        self.array: PixelArray | None = None
+        self.fingerprint: str | None = f"{data._fingerprint} {config.image} {self.label_column} {self.classes}"
+        self.data = data.with_format("arrow")
         given = {"name": config.name, "data_files": config.data_files, "data_dir": config.data_dir}
         self.provenance: dict[str, Any] = {
             "kind": "huggingface",
@@ -158,41 +212,88 @@ class HuggingFace:
     def __len__(self) -> int:
         return len(self.data)
 
-    def key(self, row: int) -> str:
-        wanted = [self.config.image] if self.config.key is None else [self.config.key]
-        return self._key(row, self.data.select_columns(wanted)[row])
+    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
+        text, key = self.config.text, self.config.key
+        columns = [name for name in (key, text) if name is not None]
+        found = self._columns(rows, columns)
+        labels = self.labels(rows)
+        numbers = [None] * len(rows) if labels is None else [n if n >= 0 else None for n in labels.tolist()]
+        texts = [None] * len(rows) if text is None else [None if v is None else str(v) for v in found[text]]
+        keys = [None] * len(rows) if key is None else [None if v is None else str(v) for v in found[key]]
+        if None in keys:
+            files = self._paths(rows)
+            keys = [k or self._key(row, file) for k, row, file in zip(keys, rows, files, strict=True)]
+        return [RowMetadata(str(k), n, t) for k, n, t in zip(keys, numbers, texts, strict=True)]
 
-    def _key(self, row: int, record: dict[str, Any]) -> str:
-        if self.config.key is not None and record[self.config.key] is not None:
-            return str(record[self.config.key])
-        stored = record.get(self.config.image) or {}
-        if stored.get("bytes") is None and stored.get("path") is not None:  # a file of its own
-            return self._relative(stored["path"])
-        return f"{self.split}-{row:08d}"
+    def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
+        if self.numbers is None or self.label_column is None:
+            return None
+        values = self._columns(rows, [self.label_column])[self.label_column]
+        return torch.tensor([self.numbers.get(value, -1) for value in values], dtype=torch.int64)
 
-    def _relative(self, path: str) -> str:
-        for folder in (self.config.data_dir, self.config.path):
-            if folder and Path(folder).is_dir() and Path(path).is_relative_to(Path(folder).resolve()):
-                return str(Path(path).relative_to(Path(folder).resolve()))
-        return path
+    def readers(self, rows: Sequence[int]) -> list[Reader]:
+        stored = self._columns(rows, [self.config.image])[self.config.image]
+        return [partial(_open, value, self.max_pixels) for value in stored]
 
-    def read(self, row: int) -> tuple[Image.Image, Facts]:
-        config, record = self.config, self.data[row]
-        key = self._key(row, record)
-        label = None
-        if self.numbers is not None:
-            label = self.numbers.get(record[config.label])
-            if label is None:
-                raise ValueError(f"label {record[config.label]!r} is none of the {len(self.numbers)} classes")
-        text = record[config.text] if config.text is not None else None
-        return self._image(record[config.image]), Facts(key, label, None if text is None else str(text))
+    def _columns(self, rows: Sequence[int], names: list[str]) -> dict[str, list[Any]]:
+        """Values of some columns in these rows. A slice, for consecutive rows, is cheaper than a list."""
+        if not names or not len(rows):
+            return {name: [] for name in names}
+        first, last = rows[0], rows[-1]
+        consecutive = last - first == len(rows) - 1 and all(row == first + i for i, row in enumerate(rows))
+        table = self.data.select_columns(names)[slice(first, last + 1) if consecutive else list(rows)]
+        return {name: table.column(name).to_pylist() for name in names}
 
-    def _image(self, stored: dict[str, Any] | None) -> Image.Image:
-        if stored is None or (stored["bytes"] is None and stored["path"] is None):
-            raise ValueError("the row holds no image")
-        if stored["bytes"] is not None:
-            return decode(stored["bytes"], self.max_pixels)
-        if "://" in stored["path"]:  # inside an archive, or on the hub
-            with fsspec.open(stored["path"], "rb") as file:
-                return decode(file.read(), self.max_pixels)  # pyright: ignore[reportAttributeAccessIssue]
-        return decode(os.fspath(stored["path"]), self.max_pixels)
+    def _paths(self, rows: Sequence[int]) -> list[str | None]:
+        """The file of each picture, None where its bytes stand in the data set itself."""
+        if not len(rows):
+            return []
+        column = self.data.select_columns([self.config.image])[list(rows)].column(self.config.image).combine_chunks()
+        embedded = column.field("bytes").is_valid().to_pylist()
+        return [
+            None if inside else path for inside, path in zip(embedded, column.field("path").to_pylist(), strict=True)
+        ]
+
+    def _key(self, row: int, path: str | None) -> str:
+        return (path and relative_key(path, self._roots)) or f"{self.split}-{row:08d}"
+
+    @cached_property
+    def _roots(self) -> list[str]:
+        """Folders that the data set was loaded from."""
+        config = self.config
+        files = config.data_files if isinstance(config.data_files, dict) else {"": config.data_files or []}
+        listed = [name for part in files.values() for name in ([part] if isinstance(part, str) else part)]
+        folders = [folder for folder in (config.data_dir, config.arguments.get("data_dir"), config.path) if folder]
+        folders = [os.path.expanduser(folder) for folder in folders]
+        folders = [folder for folder in folders if os.path.isdir(folder)]
+        folders += [os.path.dirname(re.split(r"[*?\[]", name)[0]) for name in listed if "://" not in name]
+        return [resolved(folder) for folder in folders for resolved in (os.path.abspath, os.path.realpath)]
+
+
+def relative_key(path: str, roots: Sequence[str]) -> str | None:
+    """A name for a picture from where its file lies: never an absolute path, no host's password, no query.
+
+    None where the file lies in none of the `roots` (absolute paths of folders).
+    """
+    if "://" in path:  # inside an archive, or on the hub
+        parts = urlsplit(path.split("::")[0])
+        return f"{parts.netloc.rpartition('@')[2]}{parts.path}".strip("/") or None
+    whole = Path(os.path.abspath(path))
+    for root in roots:
+        if whole.is_relative_to(root):
+            return whole.relative_to(root).as_posix()
+    _, extracted, inside = whole.as_posix().rpartition("/downloads/extracted/")
+    return inside if extracted else None
+
+
+def _open(stored: dict[str, Any] | None, max_pixels: int) -> Image.Image:
+    if stored is None or (stored["bytes"] is None and stored["path"] is None):
+        raise ValueError("the row holds no image")
+    if stored["bytes"] is not None:
+        return open_image(stored["bytes"], max_pixels)
+    if "://" in stored["path"]:  # inside an archive, or on the hub
+        import fsspec
+
+        with fsspec.open(stored["path"], "rb") as file:
+            return open_image(file.read(), max_pixels)  # pyright: ignore[reportAttributeAccessIssue]
+    return open_image(os.fspath(stored["path"]), max_pixels)

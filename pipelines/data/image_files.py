@@ -4,54 +4,53 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 # What PIL's decoders raise on broken files, beside OSError.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error)
-BROKEN = (*BROKEN, OverflowError, MemoryError, RuntimeError, AssertionError, zlib.error)
+DECODE_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error),
+    *(OverflowError, MemoryError, RuntimeError, AssertionError, zlib.error, Image.DecompressionBombError, Warning),
+)
+
+# PIL warns of odd but readable files. Nobody can act on that in the middle of an epoch.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class TooLarge(ValueError):
     """A header that announces more pixels than the recipe allows."""
 
 
-@contextmanager
-def pixel_limit(max_pixels: int) -> Iterator[None]:
-    """Within this context PIL refuses, from the header alone, whatever has more than `max_pixels` pixels.
-
-    PIL warns above MAX_IMAGE_PIXELS and raises above twice that; both become `TooLarge`. Other warnings about odd but
-    readable files are silenced: nobody can act on them in the middle of an epoch.
-    """
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        found = re.search(r"\((\d+) pixels\)", str(error))
-        size = f"{int(found[1]):,} pixels" if found else "too many pixels"
-        raise TooLarge(f"the picture has {size}, max_pixels is {max_pixels:,}") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-def decode(content: bytes | str | Path, max_pixels: int) -> Image.Image:
-    """The first frame of an encoded image (bytes or the path of a file), pixels loaded.
+def open_image(content: bytes | str | Path, max_pixels: int) -> Image.Image:
+    """The first frame of an encoded image (bytes or the path of a file), pixels loaded. Safe in any thread.
 
     Raises:
         TooLarge: more than max_pixels pixels, by the header.
-        OSError and the others of BROKEN: the file is missing, truncated, or no image.
+        OSError and the others of DECODE_ERRORS: the file is missing, truncated, or no image.
     """
-    with pixel_limit(max_pixels), Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-        image.load()
-        return image
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit, 89 megapixels, would refuse what the recipe allows
+    try:
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
+            check_size(image, max_pixels)
+            image.load()
+            return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        raise _too_large(int(found[1]) if found else None, max_pixels) from error
+
+
+def check_size(image: Image.Image, max_pixels: int) -> None:
+    """Raises TooLarge where a picture, decoded or not, has more than max_pixels pixels."""
+    if (pixels := image.width * image.height) > max_pixels:
+        raise _too_large(pixels, max_pixels)
+
+
+def _too_large(pixels: int | None, max_pixels: int) -> TooLarge:
+    size = "too many" if pixels is None else f"{pixels:,}"
+    return TooLarge(f"the picture has {size} pixels, max_pixels is {max_pixels:,}")
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""From any picture to the square uint8 tensor that the recipe asks for. Part of a tokenizer's identity."""
+"""From any picture to the square uint8 tensor that a recipe asks for. It is part of a tokenizer's identity."""
 
 from typing import Annotated, Literal
 
@@ -8,14 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
-INTERPOLATION = {
-    "nearest": InterpolationMode.NEAREST_EXACT,
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-}
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -23,7 +16,8 @@ class Preprocess(BaseModel):
     """Colour, size and shape of what the encoder sees: uint8, channels first, values 0 … 255.
 
     `crop`: "center" takes the largest centred square, "none" stretches, "pad" fits the whole picture and fills the rest
-    with `alpha`. `alpha` is also the ground (red, green, blue) on which transparent pixels are laid.
+    with `background` (red, green, blue), which also shows through transparent pixels. `apply_exif_orientation`: turn
+    pictures upright as their EXIF data says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,34 +26,34 @@ class Preprocess(BaseModel):
     resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     crop: Literal["center", "none", "pad"] = "center"
-    alpha: tuple[Byte, Byte, Byte] = (255, 255, 255)
-    exif: bool = True
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
+    apply_exif_orientation: bool = True
 
     @property
     def channels(self) -> Literal[1, 3]:
         return 1 if self.mode == "L" else 3
 
 
-def apply(image: Image.Image, config: Preprocess) -> UInt8[Tensor, "c size size"]:
-    """One picture, prepared: EXIF orientation, depth and colour, then crop and resize. No work where nothing is to do.
+def prepare_image(image: Image.Image, config: Preprocess) -> UInt8[Tensor, "c size size"]:
+    """One picture, prepared: EXIF orientation, depth and colour, then crop and resize.
 
-    Sixteen-bit grey keeps its upper byte. Grey from colour is ITU-R 601 luma. Cropping comes before resizing, which for
-    the largest square is the same picture for less work.
+    Steps that change nothing are skipped. Sixteen-bit grey keeps its upper byte. Grey from colour is ITU-R 601 luma.
+    Cropping comes before resizing, which for the largest square is the same picture for less work.
 
     Raises:
-        ValueError: a floating point picture, whose range nobody knows.
+        ValueError: a floating point picture, whose range of values is not known.
         OSError and others: whatever PIL finds wrong with the file when the pixels are decoded here.
     """
-    if config.exif and (image.format is not None or "exif" in image.info):
+    if config.apply_exif_orientation and (image.format is not None or "exif" in image.info):
         image = ImageOps.exif_transpose(image)
-    image = to_mode(image, config.mode, config.alpha)
+    image = to_mode(image, config.mode, config.background)
     pixels = torch.from_numpy(np.array(image))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
     return to_square(pixels, config)
 
 
-def to_mode(image: Image.Image, mode: Literal["L", "RGB"], ground: tuple[int, int, int]) -> Image.Image:
-    """Eight bits a channel, transparency laid on `ground`, then grey or RGB."""
+def to_mode(image: Image.Image, mode: Literal["L", "RGB"], background: tuple[int, int, int]) -> Image.Image:
+    """Eight bits a channel, transparency laid on `background`, then grey or RGB."""
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -69,7 +63,7 @@ def to_mode(image: Image.Image, mode: Literal["L", "RGB"], ground: tuple[int, in
         image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
     if image.mode not in ("1", "L", "RGB"):  # not every mode has a way of its own to grey
         image = image.convert("RGB")
     return image.convert(mode)
@@ -89,17 +83,25 @@ def to_square(pixels: UInt8[Tensor, "*n c h w"], config: Preprocess) -> UInt8[Te
         longest = max(height, width)
         target = (max(1, round(height * config.size / longest)), max(1, round(width * config.size / longest)))
     if pixels.shape[-2:] != target:
-        mode = INTERPOLATION[config.resample]
-        pixels = transforms.resize(pixels, list(target), interpolation=mode, antialias=config.antialias)
+        pixels = _resized(pixels, target, config)
     if target != (config.size, config.size):
         pixels = _padded(pixels, config)
     return pixels.contiguous()
 
 
+def _resized(pixels: Tensor, target: tuple[int, int], config: Preprocess) -> Tensor:
+    # Imported here because it is slow to import, and a recipe is checked without it.
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    exact = config.resample == "nearest"
+    mode = InterpolationMode.NEAREST_EXACT if exact else InterpolationMode(config.resample)
+    return functional.resize(pixels, list(target), interpolation=mode, antialias=config.antialias)
+
+
 def _padded(pixels: Tensor, config: Preprocess) -> Tensor:
     height, width = pixels.shape[-2:]
-    ground = Image.new("RGB", (1, 1), config.alpha).convert(config.mode).getpixel((0, 0))
-    fill = torch.tensor(ground, dtype=torch.uint8).reshape(-1, 1, 1)
+    colour = Image.new("RGB", (1, 1), config.background).convert(config.mode).getpixel((0, 0))
+    fill = torch.tensor(colour, dtype=torch.uint8).reshape(-1, 1, 1)
     square = fill.expand(*pixels.shape[:-2], config.size, config.size).clone()
     top, left = (config.size - height) // 2, (config.size - width) // 2
     square[..., top : top + height, left : left + width] = pixels

@@ -1,19 +1,28 @@
 """Which rows make up which batch: pure functions of (seed, step), so that nothing needs saving in order to resume."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.base.random_streams import permutation
+from pipelines.base.random_streams import permutation_at
+
+BLOCK = 4096  # elements of a permutation that are computed at once
 
 
-@lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, length: int) -> np.ndarray:
-    return permutation((seed, "epoch", epoch), length)
+@lru_cache(maxsize=8)
+def _block(seed: int, epoch: int, length: int, block: int) -> NDArray[np.int64]:
+    """Elements block * BLOCK … of the permutation of an epoch."""
+    return permutation_at((seed, "epoch", epoch), length, np.arange(block * BLOCK, min((block + 1) * BLOCK, length)))
+
+
+def _elements(seed: int, epoch: int, length: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Elements at ascending `places` of the permutation of an epoch."""
+    blocks = range(int(places[0]) // BLOCK, int(places[-1]) // BLOCK + 1)
+    return np.concatenate([_block(seed, epoch, length, block) for block in blocks])[places - blocks[0] * BLOCK]
 
 
 def positions(step: int, batch_size: int, rank: int = 0, world: int = 1) -> np.ndarray:
@@ -40,7 +49,8 @@ def batch_indices(
     """Rows of the batch at `step`, of `batch_size` examples over all ranks, for this rank (batch_size / world of them).
 
     The stream of examples is one permutation of the `length` rows after the other, each a pure function of (seed,
-    epoch); batches cut it without gaps, so a batch may hold the end of one epoch and the beginning of the next.
+    epoch). Batches cut it without gaps, so a batch may hold the end of one epoch and the beginning of the next. Memory
+    does not grow with `length`.
 
     Raises:
         ValueError: the data set is empty, or `positions` refuses batch_size, rank and world.
@@ -52,22 +62,5 @@ def batch_indices(
     rows = np.empty_like(places)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         here = epochs == epoch
-        rows[here] = _epoch(seed, epoch, length)[within[here]]
+        rows[here] = _elements(seed, epoch, length, within[here])
     return torch.from_numpy(rows)
-
-
-class TrainingBatches:
-    """The batches of one rank from `start_step` up to `steps` (exclusive), as a batch sampler for a DataLoader."""
-
-    def __init__(
-        self, length: int, seed: int, batch_size: int, steps: int, rank: int = 0, world: int = 1, start_step: int = 0
-    ):
-        self.length, self.seed, self.batch_size, self.rank, self.world = length, seed, batch_size, rank, world
-        self.steps = range(start_step, steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield batch_indices(self.seed, step, self.batch_size, self.length, self.rank, self.world).tolist()

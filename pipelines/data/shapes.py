@@ -4,6 +4,7 @@ Every scene is a pure function of (seed, split, index). Positions are fractions 
 scene of two objects the first is large, the second small and of another colour; they never touch.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipelines.base.random_streams import uniforms
-from pipelines.data.dataset import Facts, FastPath, Split
+from pipelines.data.source import PixelArray, Reader, RowMetadata, Split
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -52,7 +53,7 @@ _GROUNDS = np.array(list(GROUNDS.values()), np.uint8)
 
 
 class ShapesConfig(BaseModel):
-    """`train`, `validation`, `test`: images in each split. `two_objects`: the share of scenes with a second object."""
+    """`train`, `validation`, `test`: images in each split. `two_object_fraction`: share of scenes with two objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["shapes"] = "shapes"
@@ -60,7 +61,7 @@ class ShapesConfig(BaseModel):
     train: int = Field(default=20_000, ge=1)
     validation: int = Field(default=1_000, ge=1)
     test: int = Field(default=1_000, ge=1)
-    two_objects: float = Field(default=0.5, ge=0, le=1)
+    two_object_fraction: float = Field(default=0.5, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,11 @@ class Scenes:
         return Scene(grounds[self.ground[i]], tuple(objects))
 
 
-def plan(config: ShapesConfig, split: Split, indices: NDArray[np.int64]) -> Scenes:
+def sample_scenes(config: ShapesConfig, split: Split, indices: NDArray[np.int64]) -> Scenes:
     """The scenes of these rows of a split; row i is the same whatever the other rows are."""
     u = uniforms((config.seed, "shapes", split), indices, 7 + 4 * TRIES)
     pick = lambda column, choices: (u[:, column] * choices).astype(np.int64)  # noqa: E731
-    two = u[:, 0] < config.two_objects
+    two = u[:, 0] < config.two_object_fraction
     shape = np.stack([pick(1, len(SHAPES)), pick(2, len(SHAPES))], 1)
     first = pick(3, len(COLOURS))
     colour = np.stack([first, (first + 1 + pick(4, len(COLOURS) - 1)) % len(COLOURS)], 1)
@@ -212,39 +213,52 @@ def _paint(
 
 
 class Shapes:
-    """A split of the shapes, drawn at `size` pixels. It is its own fast path."""
+    """A split of the shapes, drawn at `size` pixels. It is its own array of pixels."""
+
+    has_text = True
+    in_memory = False
 
     def __init__(self, config: ShapesConfig, split: Split, size: int):
         self.config, self.shape = config, (3, size, size)
         self.split: Split = split
         self.classes: list[str] | None = list(CLASSES)
-        self.provenance = {"kind": "shapes", "split": split, "seed": config.seed}
-        self.fast: FastPath | None = self
+        self.provenance: dict[str, Any] = {"kind": "shapes", "split": split, "seed": config.seed}
+        self.fingerprint: str | None = f"{config.model_dump_json()} {split} {size}"
+        self.array: PixelArray | None = self
 
     def __len__(self) -> int:
         return {"train": self.config.train, "validation": self.config.validation, "test": self.config.test}[self.split]
 
-    def key(self, row: int) -> str:
-        return f"shapes-{self.split}-{row:06d}"
+    def scenes(self, rows: Sequence[int]) -> Scenes:
+        return sample_scenes(self.config, self.split, np.asarray(rows, dtype=np.int64))
 
-    def _plan(self, rows: Tensor) -> Scenes:
-        return plan(self.config, self.split, rows.numpy())
-
-    def read(self, row: int) -> tuple[Image.Image, Facts]:
-        rows = torch.tensor([row])
-        return Image.fromarray(self.pixels(rows)[0].permute(1, 2, 0).numpy()), self.facts(rows)[0]
-
-    def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
-        return draw(self._plan(rows), self.shape[1])
-
-    def labels(self, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-        scenes = self._plan(rows)
-        return torch.from_numpy(scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0])
-
-    def facts(self, rows: Int64[Tensor, " n"]) -> list[Facts]:
-        scenes = self._plan(rows)
+    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
+        scenes = self.scenes(rows)
         found = (scenes.scene(i) for i in range(len(scenes)))
         return [
-            Facts(self.key(row), scene.label, scene.caption, scene.as_dict())
-            for row, scene in zip(rows.tolist(), found, strict=True)
+            RowMetadata(f"shapes-{self.split}-{row:06d}", scene.label, scene.caption, scene.as_dict())
+            for row, scene in zip(rows, found, strict=True)
         ]
+
+    def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"]:
+        scenes = self.scenes(rows)
+        return torch.from_numpy(scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0])
+
+    def readers(self, rows: Sequence[int]) -> list[Reader]:
+        return [lambda row=row: self._image(row) for row in rows]
+
+    def _image(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pixels(torch.tensor([row]))[0].permute(1, 2, 0).numpy())
+
+    def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
+        return draw(self.scenes(rows.tolist()), self.shape[1])
+
+
+class ShapesSplits:
+    """All splits of the shapes, drawn at `size` pixels."""
+
+    def __init__(self, config: ShapesConfig, size: int):
+        self.config, self.size = config, size
+
+    def find(self, split: Split) -> Shapes:
+        return Shapes(self.config, split, self.size)

@@ -1,6 +1,8 @@
-"""Any image data set of torchvision, by name: each family spells its splits its own way, which its signature tells."""
+"""Any image data set of torchvision, by name. Its signature tells how it names its splits."""
 
+import fcntl
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +13,17 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from torchvision import datasets
 
 from pipelines.base.errors import UserError
-from pipelines.data.dataset import Facts, FastPath, Split
-from pipelines.data.image_files import BROKEN, decode
+from pipelines.data.image_files import DECODE_ERRORS, check_size, open_image
+from pipelines.data.source import PixelArray, Reader, RowMetadata, Split
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "trainval", "train-standard"),
     "validation": ("val", "valid", "validation"),
     "test": ("test",),
 }
-PROBES = 8  # rows on which the fast path proves that it reads what the data set itself would give
+PROBES = 8  # rows that must agree between an array of pixels and the items of the data set
 
 
 class TorchvisionConfig(BaseModel):
@@ -39,29 +40,35 @@ class TorchvisionConfig(BaseModel):
     download: bool = True
 
 
-def find(config: TorchvisionConfig, split: Split, max_pixels: int) -> "Torchvision | None":
-    """Open a split from the files at hand or by downloading; None where the data set has no such split.
+class TorchvisionSplits:
+    """All splits of one data set."""
 
-    Raises:
-        UserError: no such data set, arguments it does not take, data that is missing and cannot be downloaded, or items
-            that are no images.
-    """
-    family = _family(config.name)
-    parameters = inspect.signature(family.__init__).parameters
-    if "train" in parameters or config.name == "EMNIST":
-        if split == "validation":
-            return None
-        return _source(config, family, {"train": split == "train"}, split, max_pixels)
-    if "split" in parameters and "split" not in config.arguments:
-        names = (config.splits[split],) if split in config.splits else SPELLINGS[split]
-        for name in names:
+    def __init__(self, config: TorchvisionConfig, max_pixels: int):
+        self.config, self.max_pixels = config, max_pixels
+
+    def find(self, split: Split) -> "Torchvision | None":
+        """Open a split from the files at hand or by downloading; None where the data set has no such split.
+
+        Raises:
+            UserError: no such data set, arguments it does not take, data that is missing and cannot be downloaded, or
+                items that are no images.
+        """
+        config, family = self.config, _family(self.config.name)
+        parameters = inspect.signature(family.__init__).parameters
+        if "train" in parameters or config.name == "EMNIST":
+            return None if split == "validation" else self._open(family, {"train": split == "train"}, split)
+        if "split" not in parameters or "split" in config.arguments:
+            return self._open(family, {}, split) if split == "train" else None
+        for name in (config.splits[split],) if split in config.splits else SPELLINGS[split]:
             try:
-                return _source(config, family, {"split": name}, split, max_pixels)
+                return self._open(family, {"split": name}, split)
             except UnknownSplit as error:
                 if split in config.splits:
                     raise UserError(f"torchvision {config.name}: {error}") from error
         return None
-    return _source(config, family, {}, split, max_pixels) if split == "train" else None
+
+    def _open(self, family: Callable[..., Any], spelled: dict[str, Any], split: Split) -> "Torchvision":
+        return Torchvision(_load(self.config, family, spelled, self.max_pixels), self.config, split, self.max_pixels)
 
 
 class UnknownSplit(Exception):
@@ -69,6 +76,8 @@ class UnknownSplit(Exception):
 
 
 def _family(name: str) -> Callable[..., Any]:
+    from torchvision import datasets  # slow to import, and a recipe is checked without it
+
     family = getattr(datasets, name, None) if name in datasets.__all__ else None
     if not inspect.isclass(family):
         known = ", ".join(n for n in sorted(datasets.__all__) if inspect.isclass(getattr(datasets, n)))
@@ -76,36 +85,45 @@ def _family(name: str) -> Callable[..., Any]:
     return family
 
 
-def _source(
-    config: TorchvisionConfig, family: Callable[..., Any], spelled: dict[str, Any], split: Split, max_pixels: int
-) -> "Torchvision":
+def _load(config: TorchvisionConfig, family: Callable[..., Any], spelled: dict[str, Any], max_pixels: int) -> Any:
+    """The data set, from the files at hand where they are there."""
     parameters = inspect.signature(family).parameters
     arguments = {**spelled, **config.arguments}
     if "root" in parameters:
         arguments["root"] = config.root
-    if (
-        "loader" in parameters or config.name == "ImageNet"
-    ):  # its own would drop transparency and read the largest of pictures
-        arguments["loader"] = Loader(max_pixels)
+    if "loader" in parameters or config.name == "ImageNet":
+        arguments["loader"] = Loader(max_pixels)  # its own drops transparency and reads pictures of any size
     can_download = "download" in parameters or config.name in ("EMNIST", "QMNIST")
     try:
-        try:  # without the network first: what is there is used as it is
+        try:
             data = family(**arguments, **({"download": False} if can_download else {}))
         except (RuntimeError, FileNotFoundError):
             if not (can_download and config.download):
                 raise
-            data = family(**arguments, download=True)
+            data = _download(family, arguments, Path(config.root))
+        len(data)
     except ValueError as error:
         if "split" in spelled and "argument split" in str(error):
             raise UnknownSplit(str(error)) from error
-        raise UserError(f"torchvision {config.name}: {error}") from error
-    except TypeError as error:
+        raise UserError(f"torchvision {config.name} with arguments {config.arguments}: {error}") from error
+    except (TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"torchvision {config.name} with arguments {config.arguments}: {error}") from error
     except ImportError as error:
         raise UserError(f"torchvision {config.name} needs a package that is not installed: {error}") from error
     except (RuntimeError, OSError, AssertionError, EOFError) as error:
         raise UserError(_missing(config, family, can_download, error)) from error
-    return Torchvision(data, config, split)
+    return data
+
+
+def _download(family: Callable[..., Any], arguments: dict[str, Any], root: Path) -> Any:
+    """One process downloads; those that wait for it find the files there."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".download.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return family(**arguments, download=False)
+        except (RuntimeError, FileNotFoundError):
+            return family(**arguments, download=True)
 
 
 def _missing(config: TorchvisionConfig, family: Any, can_download: bool, error: Exception) -> str:
@@ -131,51 +149,105 @@ class Loader:
         self.max_pixels = max_pixels
 
     def __call__(self, path: str) -> Image.Image:
-        return decode(path, self.max_pixels)
+        return open_image(path, self.max_pixels)
 
 
 class Torchvision:
-    """One split of a torchvision data set. Labels exist where targets are single integers."""
+    """One split of a torchvision data set. Labels exist where targets are single integers. Where the data set decodes
+    files by its own means, `max_pixels` is checked after PIL's own limit.
+    """
 
-    def __init__(self, data: Any, config: TorchvisionConfig, split: Split):
-        self.data, self.name, self.split = data, config.name, split
-        self.root = Path(config.root).resolve()
+    has_text = False
+    fingerprint: str | None = None
+
+    def __init__(self, data: Any, config: TorchvisionConfig, split: Split, max_pixels: int = 2**62):
+        self.data, self.name, self.split, self.max_pixels = data, config.name, split, max_pixels
+        self.root = os.path.abspath(config.root)
         self.provenance: dict[str, Any] = {"kind": "torchvision", "path": config.name, "split": split}
-        _check_gives_images(data, config.name)
-        targets = _targets(data)
-        self.classes = _classes(data, targets)
-        self.fast: FastPath | None = None if targets is None else _in_memory(self, targets)
+        self._check_gives_images()
+        self.targets = _targets(data)
+        self.classes = self._classes()
+        self.array: PixelArray | None = None if self.targets is None else _in_memory(self, self.targets)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def key(self, row: int) -> str:
+    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
+        labels = self.labels(rows)
+        known = [-1] * len(rows) if labels is None else labels.tolist()
+        return [RowMetadata(self._key(r), None if n < 0 else n) for r, n in zip(rows, known, strict=True)]
+
+    def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
+        if self.classes is None:
+            return None
+        if self.targets is None:
+            found = torch.tensor([self._target(row) for row in rows], dtype=torch.int64)
+        else:
+            found = self.targets[torch.as_tensor(rows, dtype=torch.int64)]
+        return torch.where((found >= 0) & (found < len(self.classes)), found, -1)
+
+    def readers(self, rows: Sequence[int]) -> list[Reader]:
+        return [lambda row=row: self._image(row) for row in rows]
+
+    def item(self, row: int) -> tuple[Any, Any]:
+        """What the data set gives for a row. FakeData seeds torch's global generator for that, which no thread may do:
+        here it draws the same numbers from a generator of its own.
+        """
+        if self.name != "FakeData":
+            return self.data[row]
+        from torchvision.transforms.functional import to_pil_image
+
+        generator = torch.Generator().manual_seed(row + self.data.random_offset)
+        image = torch.randn(*self.data.image_size, generator=generator)
+        return to_pil_image(image), int(torch.randint(self.data.num_classes, (1,), generator=generator))
+
+    def _image(self, row: int) -> Image.Image:
+        image = self.item(row)[0]
+        check_size(image, self.max_pixels)
+        return image
+
+    def _target(self, row: int) -> int:
+        try:
+            return int(self.item(row)[1])
+        except DECODE_ERRORS:
+            return -1  # decoding says what is wrong
+
+    def _key(self, row: int) -> str:
         for name in ("samples", "_samples", "_image_files", "_images", "images", "filename"):
             listed = getattr(self.data, name, None)
             if isinstance(listed, Sequence) and len(listed) == len(self.data):
                 path = listed[row][0] if isinstance(listed[row], (tuple, list)) else listed[row]
-                if isinstance(path, (str, Path)):
-                    path = Path(path)
-                    inside = path.is_absolute() and path.is_relative_to(self.root)
-                    return str(path.relative_to(self.root) if inside else path)
+                if isinstance(path, (str, Path)) and (whole := Path(os.path.abspath(path))).is_relative_to(self.root):
+                    return whole.relative_to(self.root).as_posix()
         return f"{self.name}-{self.split}-{row:06d}"
 
-    def read(self, row: int) -> tuple[Image.Image, Facts]:
-        image, target = self.data[row]
-        label = int(target) if self.classes is not None else None
-        if label is not None and not 0 <= label < len(self.classes or ()):
-            raise ValueError(f"label {label} is none of the {len(self.classes or ())} classes")
-        return image, Facts(self.key(row), label)
+    def _check_gives_images(self) -> None:
+        try:
+            item = self.item(0) if len(self.data) else (Image.new("L", (1, 1)), None)
+        except DECODE_ERRORS:
+            return  # an unreadable picture is no reason to refuse the others
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)):
+            found = type(item[0] if isinstance(item, tuple) else item).__name__
+            raise UserError(f"torchvision {self.name} gives {found}, not images with a target")
 
-
-def _check_gives_images(data: Any, name: str) -> None:
-    try:
-        item = data[0] if len(data) else (Image.new("L", (1, 1)), None)
-    except BROKEN:
-        return  # an unreadable picture is no reason to refuse the others
-    if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)):
-        found = type(item[0] if isinstance(item, tuple) else item).__name__
-        raise UserError(f"torchvision {name} gives {found}, not images with a target")
+    def _classes(self) -> list[str] | None:
+        """Names of the classes; their numbers where the data set names none. None where targets are no integers."""
+        data, targets = self.data, self.targets
+        if not len(data):
+            return None
+        named = getattr(data, "classes", None) or getattr(data, "categories", None)
+        if targets is None:
+            try:
+                target = self.item(0)[1]
+            except DECODE_ERRORS:
+                target = 0 if named else None
+            if not _integer(target):
+                return None
+        if isinstance(named, Sequence) and not isinstance(named, str):
+            return [", ".join(n) if isinstance(n, (tuple, list)) else str(n) for n in named]
+        if isinstance(count := getattr(data, "num_classes", None), int):
+            return [str(i) for i in range(count)]
+        return None if targets is None or int(targets.max()) < 0 else [str(i) for i in range(int(targets.max()) + 1)]
 
 
 def _integer(target: Any) -> bool:
@@ -197,43 +269,18 @@ def _targets(data: Any) -> Int64[Tensor, " n"] | None:
     return None
 
 
-def _classes(data: Any, targets: Tensor | None) -> list[str] | None:
-    """Names of the classes; plain numbers where the data set gives none. None where the targets are no integers."""
-    if not len(data):
-        return None
-    named = getattr(data, "classes", None) or getattr(data, "categories", None)
-    if targets is None:
-        try:
-            target = data[0][1]
-        except BROKEN:
-            target = 0 if named else None
-        if not _integer(target):
-            return None
-    if isinstance(named, Sequence) and not isinstance(named, str):
-        return [", ".join(n) if isinstance(n, (tuple, list)) else str(n) for n in named]
-    if isinstance(count := getattr(data, "num_classes", None), int):
-        return [str(i) for i in range(count)]
-    return None if targets is None or int(targets.max()) < 0 else [str(i) for i in range(int(targets.max()) + 1)]
-
-
 class InMemory:
     """The whole split as one uint8 tensor."""
 
-    def __init__(self, source: Torchvision, images: UInt8[Tensor, "n c h w"], targets: Int64[Tensor, " n"]):
-        self.source, self.images, self.targets = source, images, targets
+    in_memory = True
+
+    def __init__(self, images: UInt8[Tensor, "n c h w"]):
+        self.images = images
         channels, height, width = images.shape[1:]
         self.shape = (channels, height, width)
 
     def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         return self.images[rows]
-
-    def labels(self, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " n"] | None:
-        return None if self.source.classes is None else self.targets[rows]
-
-    def facts(self, rows: Int64[Tensor, " n"]) -> list[Facts]:
-        labels = self.labels(rows)
-        known = [None] * len(rows) if labels is None else labels.tolist()
-        return [Facts(self.source.key(row), label) for row, label in zip(rows.tolist(), known, strict=True)]
 
 
 def _in_memory(source: Torchvision, targets: Int64[Tensor, " n"]) -> InMemory | None:
@@ -242,18 +289,19 @@ def _in_memory(source: Torchvision, targets: Int64[Tensor, " n"]) -> InMemory | 
     if not isinstance(held, (np.ndarray, Tensor)) or len(held) != len(source) or not len(held):
         return None
     held = torch.as_tensor(held)
-    if held.dtype != torch.uint8 or held.ndim not in (3, 4) or (source.classes is not None and int(targets.min()) < 0):
+    outside = source.classes is not None and (int(targets.min()) < 0 or int(targets.max()) >= len(source.classes))
+    if held.dtype != torch.uint8 or held.ndim not in (3, 4) or outside:
         return None
     probes = range(0, len(held), -(-len(held) // PROBES))
     for images in [held[:, None]] if held.ndim == 3 else [held, held.permute(0, 3, 1, 2)]:
         if images.shape[1] in (1, 3) and all(_agrees(source, row, images[row], int(targets[row])) for row in probes):
-            return InMemory(source, images.contiguous(), targets)
+            return InMemory(images.contiguous())
     return None
 
 
 def _agrees(source: Torchvision, row: int, pixels: Tensor, target: int) -> bool:
-    image, facts = source.read(row)
+    image, found = source.item(row)
     shown = np.asarray(image)
     shown = shown[None] if shown.ndim == 2 else shown.transpose(2, 0, 1)
-    same_label = source.classes is None or facts.label == target
+    same_label = source.classes is None or int(found) == target
     return same_label and shown.shape == pixels.shape and bool((shown == pixels.numpy()).all())

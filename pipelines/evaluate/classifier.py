@@ -21,7 +21,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.progress import console
 from pipelines.base.recipe_files import validate
-from pipelines.data import Preprocess, open_images, ordered_loader, stack, training_loader
+from pipelines.data import Preprocess, open_images, ordered_batches, training_loader
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.models.checkpoint import resolve_folder
 from pipelines.training.loop import Batch, Job, Phase, train
@@ -131,10 +131,12 @@ def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFo
     def judged(modules: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor, Tensor]:
         model = cast(ClassifierPhase, modules["classifier"]).model
         device = next(model.parameters()).device
-        examples = [example for part in ordered_loader(held_out, rows, 500) for example in part]
-        pictures = stack(examples)
-        logits = torch.cat([model(part.to(device)).cpu() for part in pictures.split(500)])
-        return pictures, logits, torch.tensor([example.label for example in examples])
+        found = [
+            (batch.image, model(batch.image.to(device)).cpu(), cast(Tensor, batch.label))
+            for batch in ordered_batches(held_out, rows, 500)
+        ]
+        pictures, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return pictures, logits, labels
 
     def validate_(modules: Mapping[str, nn.Module]) -> dict[str, float]:
         _, logits, labels = judged(modules)

@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from pipelines.base.errors import UserError
-from pipelines.data import DataConfig, Split, open_images, ordered_loader
+from pipelines.data import DataConfig, Split, open_images, ordered_batches
 from pipelines.data.shapes import ShapesConfig
 from pipelines.data.shapes_checker import label_of
 from pipelines.evaluate.classifier import load_classifier
@@ -78,8 +78,7 @@ def label_accuracy(
     }
     real = open_images(data, split)
     seen = good = 0
-    for examples in ordered_loader(real, range(min(limit or len(real), len(real))), 500):
-        found = judge(torch.stack([example.image for example in examples]))
-        good += int((found == torch.tensor([example.label for example in examples])).sum())
-        seen += len(examples)
+    for batch in ordered_batches(real, range(min(limit or len(real), len(real))), 500):
+        good += int((judge(batch.image) == batch.label).sum())
+        seen += len(batch)
     return LabelAccuracy(name, right.float().mean().item(), len(labels), good / max(1, seen), seen, by_class)

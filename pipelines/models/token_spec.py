@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import flatten_keys, validate
 from pipelines.base.redaction import Public
-from pipelines.data.dataset import Split
 from pipelines.data.preprocess import Preprocess
+from pipelines.data.source import Split
 
 Unsigned = Literal["uint8", "uint16", "uint32"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
-from pipelines.data.dataset import Split
+from pipelines.data.source import Split
 from pipelines.models.token_spec import TokenSpec, read_spec
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, read_manifest
 from pipelines.tokens.shards import RERUN, read_column, read_tokens, row_count

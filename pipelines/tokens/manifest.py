@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import validate
-from pipelines.data.dataset import Split
+from pipelines.data.source import Split
 
 
 class ShardEntry(BaseModel):

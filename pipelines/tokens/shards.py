@@ -13,7 +13,7 @@ from datasets import ClassLabel, Features, List, Value
 
 from pipelines.base.atomic_files import replacing
 from pipelines.base.errors import UserError
-from pipelines.data.dataset import Split
+from pipelines.data.source import Split
 from pipelines.models.token_spec import TokenSpec
 
 ROWS_PER_SHARD = 4096  # about 1.2 MB of 256 tokens a row: a killed job loses little, a large set has hundreds of files

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
-from pipelines.data import Example, ImageDataset, Split
+from pipelines.data import ImageDataset, Split
 from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.dataset import TokenDataset, TokenSplit
 from pipelines.tokens.manifest import ManifestSplit, Stats
@@ -87,10 +87,9 @@ def split_statistics(
 def reconstruct_sample(model: Autoencoder, dataset: ImageDataset, n: int, batch: int) -> tuple[Tensor, Tensor]:
     """Up to n readable images (b, c, h, w) in [0, 1], evenly spread over the data set, and what the tokenizer keeps."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(int))
-    examples = [row for row in dataset.__getitems__(rows.tolist()) if isinstance(row, Example)]
-    if not examples:
+    images = dataset.read_pixels(rows).image
+    if not len(images):
         raise UserError(f"data: none of {len(rows)} images could be read; expected some to measure reconstructions on")
-    images = torch.stack([example.image for example in examples])
     device = next(model.parameters()).device
     decoded = torch.cat([model.reconstruct(part.to(device)).cpu() for part in images.split(batch)])
     return images.float() / 255, decoded

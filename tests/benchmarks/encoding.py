@@ -73,7 +73,7 @@ def main() -> None:
         write_tokenizer(folder / "tokenizer", data, images)
         model = load_tokenizer(folder / "tokenizer").model
         size = compute_batch(data.preprocess.size, "cpu")
-        loaded = torch.stack([example.image for example in images.__getitems__(range(len(images)))])
+        loaded = images.read_batch(range(len(images))).image
         bare_rate(model, list(loaded[: 8 * size].split(size)))  # warm up
         rates, bares = [], []
         for repeat in range(arguments.repeats):

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,8 +159,8 @@ class WithHoles:
 
     def __init__(self, images, holes):
         self.images, self.holes = images, holes
-        self.classes, self.source = images.classes, images.source
-        self.is_fast = False
+        self.classes, self.has_text, self.provenance = images.classes, images.has_text, images.provenance
+        self.image_bytes = images.image_bytes
 
     def __len__(self):
         return len(self.images)
@@ -167,14 +168,14 @@ class WithHoles:
     def key(self, row):
         return self.images.key(row)
 
-    def read(self, row):
-        return Unreadable(self.key(row), "truncated") if row in self.holes else self.images.read(row)
+    def read_batch(self, rows):
+        batch = self.images.read_batch([row for row in rows if row not in self.holes])
+        unreadable = [
+            (place, Unreadable(self.key(row), "truncated")) for place, row in enumerate(rows) if row in self.holes
+        ]
+        return replace(batch, unreadable=unreadable)
 
-    def __getitem__(self, row):
-        return self.read(row)
-
-    def __getitems__(self, rows):
-        return [self.read(row) for row in rows]
+    read_pixels = read_batch
 
 
 @pytest.fixture

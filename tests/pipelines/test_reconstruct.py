@@ -6,7 +6,6 @@ from PIL import Image
 
 from pipelines.base.errors import UserError
 from pipelines.data import open_images
-from pipelines.data.loader import stack
 from pipelines.evaluate.fidelity import psnr, ssim
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.reconstruct import reconstruct
@@ -22,7 +21,7 @@ def test_figures_are_means_over_every_image_of_the_split(make_tokenizer, data, t
     folder = make_tokenizer(tmp_path / "t", bottleneck)
     found = reconstruct(folder, data, tmp_path / "out", n=10, batch_size=8)
     images = open_images(data, "test")
-    original = stack([images.read(row) for row in range(21)])
+    original = images.read_batch(range(21)).image
     with torch.inference_mode():
         rebuilt = load_tokenizer(folder).model.reconstruct(original).clamp(0, 1)
     assert found.images == 21

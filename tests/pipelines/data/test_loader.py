@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipelines.base.errors import UserError
-from pipelines.data import DataConfig, open_images, ordered_loader, training_loader
+from pipelines.data import DataConfig, open_images, ordered_batches, training_loader
+from pipelines.data.read_ahead import read_ahead
 
 
 def shapes(**fields):
@@ -46,12 +47,12 @@ def test_ranks_concatenated_are_one_process():
     assert equal(joined, training_loader(shapes(), 1, 6, 5))
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_workers_change_nothing(parquet):
-    dataset = parquet_images(parquet)
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_decoding_threads_change_nothing(parquet, workers):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "skipped an unreadable")
-        assert equal(training_loader(dataset, 1, 6, 5, workers=2), list(training_loader(dataset, 1, 6, 5)))
+        expected = list(training_loader(parquet_images(parquet), 1, 60, 5))
+        assert equal(training_loader(parquet_images(parquet, workers=workers), 1, 60, 5), expected)
 
 
 def test_a_dataset_can_be_sent_to_a_spawned_worker(parquet, fashion):
@@ -67,7 +68,7 @@ def test_the_global_random_stream_is_left_alone():
     expected = torch.rand(1)
     torch.manual_seed(0)
     list(training_loader(shapes(), 1, 6, 2))
-    list(ordered_loader(shapes(), range(4), 2))
+    list(ordered_batches(shapes(), range(4), 2))
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -96,29 +97,53 @@ def test_nothing_readable_is_one_message(tmp_path):
 
     images = [{"bytes": b"broken", "path": None}] * 3
     write_table(pa.table({"image": images, "key": ["a", "b", "c"], "category": ["x"] * 3}), tmp_path / "bad.parquet")
-    with pytest.raises(UserError, match="none of the 3 images can be read"):
-        list(training_loader(parquet_images(tmp_path / "bad.parquet"), 0, 2, 1))
+    with pytest.raises(UserError, match="none of the 3 images can be read; the first: a: "):
+        parquet_images(tmp_path / "bad.parquet")
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 23, 50])
 def test_in_order_every_row_comes_once(batch_size):
     dataset = shapes()
-    batches = list(ordered_loader(dataset, range(3, 23), batch_size))
-    assert [e.key for batch in batches for e in batch] == [dataset.key(i) for i in range(3, 23)]
+    batches = list(ordered_batches(dataset, range(3, 23), batch_size))
+    assert [row.key for batch in batches for row in batch.metadata] == [dataset.key(i) for i in range(3, 23)]
     assert all(len(batch) <= batch_size for batch in batches)
 
 
 def test_in_order_nothing_is_augmented():
     dataset = shapes()
-    (batch,) = ordered_loader(dataset, range(23), 23)
-    assert all(torch.equal(e.image, dataset.read(i).image) for i, e in enumerate(batch))
+    (batch,) = ordered_batches(dataset, range(23), 23)
+    assert all(torch.equal(image, dataset.read(i).image) for i, image in enumerate(batch.image))
 
 
-def test_in_order_unreadable_rows_are_listed(parquet):
-    loader = ordered_loader(parquet_images(parquet), range(30), 1)
-    for _ in range(2):  # a second pass starts a new list
-        assert sum(len(batch) for batch in loader) == 27
-        assert [bad.key for bad in loader.unreadable] == ["emoji-4", "emoji-9", "emoji-17"]
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 30])
+@pytest.mark.parametrize("beside", [False, True])
+def test_in_order_unreadable_rows_are_listed_with_their_places(parquet, batch_size, beside):
+    dataset = parquet_images(parquet)
+    batches = list(ordered_batches(dataset, range(30), batch_size, keep_empty=True, beside=beside))
+    assert len(batches) == -(-30 // batch_size)
+    bad = [number * batch_size + place for number, batch in enumerate(batches) for place, _ in batch.unreadable]
+    assert bad == [4, 9, 17]
+    for number, batch in enumerate(batches):
+        rows = [row for row in range(number * batch_size, min(30, (number + 1) * batch_size)) if row not in bad]
+        assert [row.key for row in batch.metadata] == [f"emoji-{row}" for row in rows]
+        assert [row.label for row in batch.metadata] == batch.label.tolist()
+        assert all(torch.equal(image, dataset.read(row).image) for row, image in zip(rows, batch.image, strict=True))
+
+
+def test_in_order_a_batch_without_images_is_left_out(parquet):
+    assert len(list(ordered_batches(parquet_images(parquet), range(3, 6), 1))) == 2
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_reading_ahead_keeps_the_order(beside):
+    assert list(read_ahead(lambda x: x * x, range(20), beside)) == [x * x for x in range(20)]
+
+
+def test_reading_ahead_raises_where_the_item_would_have_come():
+    items = read_ahead(lambda x: 1 // (3 - x), range(20), beside=True)
+    assert [next(items) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
 
 
 def test_held_out_splits_are_never_augmented():

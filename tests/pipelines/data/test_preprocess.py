@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from pipelines.data.preprocess import Preprocess, apply
+from pipelines.data.preprocess import Preprocess, prepare_image
 
 
 def noise(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
@@ -25,7 +25,7 @@ def tensor(image: Image.Image) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_identity_changes_no_pixel(mode):
     image = noise(mode, 28, 28)
-    assert torch.equal(apply(image, Preprocess(mode=mode, size=28)), tensor(image))
+    assert torch.equal(prepare_image(image, Preprocess(mode=mode, size=28)), tensor(image))
 
 
 def test_identity_is_cheap():
@@ -34,7 +34,7 @@ def test_identity_is_cheap():
     for _ in range(20):
         begin = time.perf_counter()
         for _ in range(50):
-            apply(image, config)
+            prepare_image(image, config)
         rounds.append((time.perf_counter() - begin) / 50)
     assert min(rounds) < 100e-6  # measured: 15 µs; the slack is for a busy machine
 
@@ -46,7 +46,7 @@ def test_square_resize_is_torchvisions(resample, antialias, size):
     image = noise("RGB", 37, 37)
     mode = v2.InterpolationMode.NEAREST_EXACT if resample == "nearest" else v2.InterpolationMode(resample)
     expected = reference.resize(tensor(image), [size, size], interpolation=mode, antialias=antialias)
-    found = apply(image, Preprocess(size=size, resample=resample, antialias=antialias))
+    found = prepare_image(image, Preprocess(size=size, resample=resample, antialias=antialias))
     assert torch.equal(found, expected)
 
 
@@ -56,19 +56,19 @@ def test_center_crop_takes_the_largest_centred_square(width, height):
     left, top = (width - side) // 2, (height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     expected = reference.resize(tensor(square), [20, 20], antialias=True)
-    assert torch.equal(apply(image, Preprocess(size=20)), expected)
+    assert torch.equal(prepare_image(image, Preprocess(size=20)), expected)
 
 
 def test_no_crop_stretches():
     image = noise("L", 40, 24)
     expected = reference.resize(tensor(image), [20, 20], antialias=True)
-    assert torch.equal(apply(image, Preprocess(mode="L", size=20, crop="none")), expected)
+    assert torch.equal(prepare_image(image, Preprocess(mode="L", size=20, crop="none")), expected)
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (1, 60)])
 def test_pad_keeps_the_whole_picture_on_the_ground(width, height):
     image, colour = Image.new("RGB", (width, height), (10, 20, 30)), (200, 100, 50)
-    found = apply(image, Preprocess(size=20, crop="pad", alpha=colour)).permute(1, 2, 0).reshape(-1, 3)
+    found = prepare_image(image, Preprocess(size=20, crop="pad", background=colour)).permute(1, 2, 0).reshape(-1, 3)
     inside = (found == torch.tensor([10, 20, 30])).all(1).sum()
     outside = (found == torch.tensor(colour)).all(1).sum()
     assert inside == 20 * max(1, round(20 * min(width, height) / max(width, height)))
@@ -80,38 +80,38 @@ def test_alpha_is_composited_on_the_ground(mode):
     image, ground = noise("RGBA", 16, 16), (12, 200, 90)
     under = Image.new("RGBA", image.size, (*ground, 255))
     expected = tensor(Image.alpha_composite(under, image).convert(mode))
-    assert torch.equal(apply(image, Preprocess(mode=mode, size=16, alpha=ground)), expected)
+    assert torch.equal(prepare_image(image, Preprocess(mode=mode, size=16, background=ground)), expected)
 
 
 def test_grey_with_alpha_is_composited():
     image = Image.new("LA", (4, 4), (100, 0))
-    assert (apply(image, Preprocess(mode="L", size=4, alpha=(7, 7, 7))) == 7).all()
+    assert (prepare_image(image, Preprocess(mode="L", size=4, background=(7, 7, 7))) == 7).all()
 
 
 def test_a_transparent_palette_colour_shows_the_ground():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.info["transparency"] = 1
-    found = apply(image, Preprocess(size=4, alpha=(1, 2, 3)))
+    found = prepare_image(image, Preprocess(size=4, background=(1, 2, 3)))
     assert found[:, 0, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I", "LA", "PA", "RGBX"])
 @pytest.mark.parametrize("wanted", ["L", "RGB"])
 def test_every_mode_is_accepted(mode, wanted):
-    found = apply(Image.new(mode, (9, 7)), Preprocess(mode=wanted, size=8))
+    found = prepare_image(Image.new(mode, (9, 7)), Preprocess(mode=wanted, size=8))
     assert found.shape == (1 if wanted == "L" else 3, 8, 8)
 
 
 def test_sixteen_bits_keep_the_upper_byte():
     wide = np.array([[0, 255, 256, 65535]] * 4, np.uint16)
-    found = apply(Image.fromarray(wide), Preprocess(mode="L", size=4))
+    found = prepare_image(Image.fromarray(wide), Preprocess(mode="L", size=4))
     assert found[0, 0].tolist() == [0, 0, 1, 255]
 
 
 def test_floating_point_pictures_are_refused():
     with pytest.raises(ValueError, match="mode F"):
-        apply(Image.new("F", (4, 4)), Preprocess(size=4))
+        prepare_image(Image.new("F", (4, 4)), Preprocess(size=4))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -125,7 +125,7 @@ def test_exif_orientation(tmp_path, orientation, respected):
     exif[274] = orientation
     stored.save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as image:
-        found = apply(image, Preprocess(mode="L", size=8, exif=respected))
+        found = prepare_image(image, Preprocess(mode="L", size=8, apply_exif_orientation=respected))
     assert torch.equal(found, tensor(upright if respected else stored))
 
 
@@ -133,4 +133,4 @@ def test_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in [(255, 0, 0), (0, 255, 0), (0, 0, 255)]]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     with Image.open(tmp_path / "film.gif") as image:
-        assert apply(image, Preprocess(size=8))[:, 4, 4].tolist() == [255, 0, 0]
+        assert prepare_image(image, Preprocess(size=8))[:, 4, 4].tolist() == [255, 0, 0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from pipelines.data.shapes import CLASSES, EXTENTS, MARGIN, Shapes, ShapesConfig, plan
+from pipelines.data.shapes import CLASSES, EXTENTS, MARGIN, Shapes, ShapesConfig, sample_scenes
 from pipelines.data.shapes_checker import label_of, obeys_label, read_factors
 
 ROWS = torch.arange(300)
@@ -27,11 +27,11 @@ def test_splits_and_seeds_differ():
 
 
 def test_both_sizes_show_the_same_scenes():
-    assert shapes(32).facts(ROWS) == shapes(64).facts(ROWS)
+    assert shapes(32).metadata(ROWS.tolist()) == shapes(64).metadata(ROWS.tolist())
 
 
 def test_objects_lie_inside_and_apart():
-    scenes = plan(ShapesConfig(two_objects=1), "train", torch.arange(5000).numpy())
+    scenes = sample_scenes(ShapesConfig(two_object_fraction=1), "train", torch.arange(5000).numpy())
     side, up, down = (EXTENTS[scenes.shape] * scenes.radius[..., None]).transpose(2, 0, 1)
     x, y = scenes.centre[..., 0], scenes.centre[..., 1]
     inside = 1 - MARGIN + 1e-9
@@ -44,19 +44,19 @@ def test_objects_lie_inside_and_apart():
 
 
 def test_the_primary_object_is_the_larger_and_of_another_colour():
-    for facts in shapes(two_objects=1).facts(ROWS):
+    for facts in shapes(two_object_fraction=1).metadata(ROWS.tolist()):
         first, second = facts.factors["objects"]
         assert (first["size"], second["size"]) == ("large", "small")
         assert first["colour"] != second["colour"]
 
 
 def test_labels_are_balanced():
-    counts = torch.bincount(shapes().labels(torch.arange(20_000)), minlength=len(CLASSES))
+    counts = torch.bincount(shapes().labels(range(20_000)), minlength=len(CLASSES))
     assert counts.min() > 0.8 * 20_000 / len(CLASSES)
 
 
 def test_caption_label_and_factors_tell_one_story():
-    for facts, label in zip(shapes().facts(ROWS), shapes().labels(ROWS).tolist(), strict=True):
+    for facts, label in zip(shapes().metadata(ROWS.tolist()), shapes().labels(ROWS.tolist()).tolist(), strict=True):
         first = facts.factors["objects"][0]
         assert CLASSES[facts.label] == f"{first['colour']} {first['shape']}"
         assert facts.text.startswith(f"a {first['size']} {CLASSES[label]}")
@@ -70,7 +70,7 @@ def discrete(scene: dict) -> tuple:
 def agreement(images: torch.Tensor, source: Shapes, rows: torch.Tensor) -> float:
     """Share of pictures whose ground, objects, sizes and positions (to a pixel) are read back right."""
     right = 0
-    for image, facts in zip(images, source.facts(rows), strict=True):
+    for image, facts in zip(images, source.metadata(rows.tolist()), strict=True):
         scene = read_factors(image)
         if scene is not None and discrete(scene.as_dict()) == discrete(facts.factors):
             pairs = zip(scene.objects, facts.factors["objects"], strict=True)
@@ -92,7 +92,7 @@ def test_the_checker_reads_blurred_and_noisy_pictures():
 
 
 def test_a_picture_obeys_its_own_label_only():
-    images, labels = shapes().pixels(ROWS[:6]), shapes().labels(ROWS[:6]).tolist()
+    images, labels = shapes().pixels(ROWS[:6]), shapes().labels(range(6)).tolist()
     for image, label in zip(images, labels, strict=True):
         assert [obeys_label(image, other) for other in range(len(CLASSES))] == [o == label for o in range(len(CLASSES))]
         assert obeys_label(image, CLASSES[label])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.base.errors import UserError
-from pipelines.data import open_images, ordered_loader, stack
+from pipelines.data import open_images
 from pipelines.evaluate.classifier import load_classifier, train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.training.config import TrainingConfig
@@ -37,17 +37,14 @@ def folder(recipe):
 
 def test_it_learns_what_real_images_show(folder, recipe):
     judge = load_classifier(folder)
-    examples = [
-        example for part in ordered_loader(open_images(recipe.data, "test"), range(128), 64) for example in part
-    ]
-    labels = torch.tensor([example.label for example in examples])
-    accuracy = (judge(stack(examples)) == labels).float().mean().item()
+    batch = open_images(recipe.data, "test").read_batch(range(128))
+    accuracy = (judge(batch.image) == batch.label).float().mean().item()
     assert accuracy > 5 / len(judge.classes)
 
 
 def test_batches_of_images_are_judged_as_one(folder, recipe):
     judge = load_classifier(folder)
-    images = stack([open_images(recipe.data, "test").read(row) for row in range(7)])
+    images = open_images(recipe.data, "test").read_batch(range(7)).image
     assert torch.equal(judge(images, batch_size=3), judge(images))
 
 

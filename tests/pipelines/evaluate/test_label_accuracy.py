@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipelines.base.errors import UserError
-from pipelines.data import open_images, stack
+from pipelines.data import open_images
 from pipelines.evaluate import label_accuracy as labels_module
 from pipelines.evaluate.label_accuracy import label_accuracy
 
@@ -18,8 +18,8 @@ def data(make_data):
 def real(data):
     """Images, true labels and class names of the test split."""
     images = open_images(data, "test")
-    examples = [images.read(row) for row in range(40)]
-    return stack(examples), [example.label for example in examples], images.classes
+    batch = images.read_batch(range(40))
+    return batch.image, batch.label.tolist(), images.classes
 
 
 def test_real_scenes_with_their_own_labels_obey_them_all(real, data):

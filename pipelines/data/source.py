@@ -1,0 +1,75 @@
+"""What every source of images gives: rows of pictures, and what is known of each row beside its pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+Reader = Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class RowMetadata:
+    """What is known of a row beside its pixels. `key` names it for a person and is stable; `label` numbers the classes;
+    `factors` are ground truth where there is any.
+    """
+
+    key: str
+    label: int | None = None
+    text: str | None = None
+    factors: dict[str, Any] | None = None
+
+
+class PixelArray(Protocol):
+    """Finished uint8 pixels of one `shape` (c, h, w), many rows at once: held in memory, or drawn on demand.
+
+    It is used where preprocessing leaves pixels of this shape alone, and agrees with `ImageSource.readers` bit for bit.
+    """
+
+    shape: tuple[int, int, int]
+    in_memory: bool
+
+    def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]: ...
+
+
+class ImageSource(Protocol):
+    """One split of one data set, addressed by row numbers.
+
+    Labels number the `classes`; in a source with classes a row without a label counts as unreadable. `has_text` tells
+    whether rows may have a text. `provenance` is plain JSON that says where the rows come from. `fingerprint` changes
+    when the pictures do; None where that is not known.
+    """
+
+    classes: list[str] | None
+    has_text: bool
+    provenance: dict[str, Any]
+    fingerprint: str | None
+    array: PixelArray | None
+
+    def __len__(self) -> int: ...
+
+    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
+        """Keys, labels, texts and factors; nothing is decoded where the source can tell them without."""
+        ...
+
+    def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
+        """The classes of these rows, -1 for a row without one; None where the source has no classes."""
+        ...
+
+    def readers(self, rows: Sequence[int]) -> list[Reader]:
+        """One function a row that decodes its picture. Any thread may call it. It may raise any of DECODE_ERRORS."""
+        ...
+
+
+class ImageSplits(Protocol):
+    """The splits of one data set."""
+
+    def find(self, split: Split) -> ImageSource | None:
+        """The split, or None where the data set has no such split. There is always a train split, or UserError."""
+        ...
