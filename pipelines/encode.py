@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_bytes, write_json, write_text
@@ -174,10 +173,9 @@ def compute_batch(image_size: int, device_type: str) -> int:
 
 def codebook_sha256(model: Autoencoder) -> str:
     """Hash of what turns codes into latents: the bottleneck's configuration and its tensors."""
-    digest = hashlib.sha256(json.dumps(model.config.bottleneck.model_dump(mode="json"), sort_keys=True).encode())
-    tensors: dict[str, Tensor] = model.bottleneck.state_dict()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256(json.dumps(model.config.bottleneck.encode_config(), sort_keys=True).encode())
+    for name, tensor in sorted(model.bottleneck.encode_state().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -14,8 +14,9 @@ from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.progress import console, progress
 from pipelines.data import DataConfig, Split, open_images, ordered_batches
-from pipelines.evaluate.fidelity import WINDOW, psnr, ssim
+from pipelines.evaluate.fidelity import WINDOW, ssim
 from pipelines.models.checkpoint import load_tokenizer
+from tokenizer import psnr
 
 COLUMNS = 8
 
@@ -77,7 +78,7 @@ def reconstruct(
             with torch.inference_mode():
                 rebuilt = model.reconstruct(original.to(accelerator.device)).clamp(0, 1).cpu()
             pairs += list(zip(original, rebuilt, strict=True))[: max(0, n - len(pairs))]
-            noise = psnr(rebuilt, original / 255)
+            noise = psnr(rebuilt, original)
             likeness = (
                 ssim(rebuilt, original / 255) if min(original.shape[2:]) >= WINDOW else noise.new_full((), math.nan)
             )

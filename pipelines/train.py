@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
-from pipelines.base import distributed
+from pipelines.base import distributed, random_streams
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.recipe_files import dump
@@ -29,7 +30,7 @@ from prior import (
     generate,
     sequence_bits,
 )
-from tokenizer import Autoencoder, AutoencoderPhase
+from tokenizer import Autoencoder, AutoencoderPhase, evaluate
 from tokenizer.codebook_health import CodeUsage
 
 
@@ -72,13 +73,13 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
         model, seen, totals = phase.model, 0, {}
         usage = CodeUsage(model.num_codes, model.grid[2]) if model.num_codes is not None else None
         for batch in ordered_batches(held_out, rows, size):
-            pictures = batch.image.to(device)
-            for name, value in phase({"image": pictures}, recipe.training.steps)[1].items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(batch)
+            streams = [_posterior_stream(recipe.seed, row.key) for row in batch.metadata]
+            found = evaluate(model, batch.image.to(device), recipe.objective, recipe.training.steps, streams)
+            for name, values in found.figures.items():
+                totals[name] = totals.get(name, 0.0) + values.double().sum().item()
             seen += len(batch)
-            if usage:
-                usage.update(model.encode(pictures).codes)
-        totals.pop("perplexity_batch", None)
+            if usage and found.codes is not None:
+                usage.update(found.codes)
         figures = {name: total / seen for name, total in totals.items()}
         if usage:
             health = usage.report()
@@ -105,6 +106,12 @@ def _tokenizer_job(recipe: TokenizerRecipe, folder: RunFolder) -> tuple[dict[str
     except ValueError as error:
         raise UserError(f"objective.weights: {error}") from error
     return {"tokenizer": Phase(phase, recipe.training.optimizer)}, Job(batches, validate, publish, draw, watched="loss")
+
+
+def _posterior_stream(seed: int, key: str) -> torch.Generator:
+    """Where the latents of a held-out image are sampled from: the same at every validation, in any batch."""
+    (word,) = random_streams.bits((seed, "posterior", key), np.zeros(1, np.int64), 1)[0]
+    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
 
 
 def _card(recipe: Recipe, kind: str) -> str:

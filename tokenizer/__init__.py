@@ -1,25 +1,32 @@
-"""Stage one: pictures <-> latents or discrete codes. Imports neither `prior` nor `pipelines`."""
+"""Stage one: images <-> latents or discrete codes. Imports neither `prior` nor `pipelines`."""
 
-from tokenizer.autoencoder import Autoencoded, Autoencoder, AutoencoderConfig, evaluating
+from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOutput, evaluating
 from tokenizer.backbones import BackboneConfig
-from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked
+from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, BottleneckOutput, Quantizer
 from tokenizer.codebook_health import CodebookHealth, CodeUsage
+from tokenizer.evaluation import Evaluation, evaluate
+from tokenizer.fidelity import psnr
 from tokenizer.likelihoods import LikelihoodConfig
 from tokenizer.objective import AutoencoderPhase, ObjectiveConfig
 from tokenizer.schedules import Schedule
 
 __all__ = [
-    "Autoencoded",
     "Autoencoder",
     "AutoencoderConfig",
+    "AutoencoderOutput",
     "AutoencoderPhase",
     "BackboneConfig",
+    "Bottleneck",
     "BottleneckConfig",
-    "Bottlenecked",
+    "BottleneckOutput",
     "CodeUsage",
     "CodebookHealth",
+    "Evaluation",
     "LikelihoodConfig",
     "ObjectiveConfig",
+    "Quantizer",
     "Schedule",
+    "evaluate",
     "evaluating",
+    "psnr",
 ]

@@ -3,25 +3,27 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, Int, UInt8
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from jaxtyping import Float, Integer, UInt8
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder, check_image_size
-from tokenizer.bottlenecks import BottleneckConfig, Bottlenecked, build_bottleneck
-from tokenizer.bottlenecks.gaussian import Gaussian
+from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck
+from tokenizer.latent_priors import StandardNormal
 from tokenizer.likelihoods import LikelihoodConfig, build_likelihood
+from tokenizer.noise import Generators
+from tokenizer.options import Options
+from tokenizer.posteriors import Posterior
 
 Images = UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
 
 
-class AutoencoderConfig(BaseModel):
-    """`image_size` is the side in pixels of square pictures with `channels` 1 (grey) or 3 (RGB)."""
+class AutoencoderConfig(Options):
+    """`image_size` is the side in pixels of square images with `channels` 1 (grey) or 3 (RGB)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     image_size: int = Field(gt=0)
     channels: Literal[1, 3]
     backbone: BackboneConfig
@@ -35,20 +37,29 @@ class AutoencoderConfig(BaseModel):
 
 
 @dataclass
-class Autoencoded:
-    """`params` are the likelihood's maps; `terms` the bottleneck's and "nll": unweighted, one number per image."""
+class AutoencoderOutput:
+    """What a forward gives, for k draws of the latent of each of b images; the draws of an image stand side by side.
 
-    bottlenecked: Bottlenecked
-    params: Float[Tensor, "b p h w"]
-    terms: dict[str, Float[Tensor, " b"]]
+    params: the likelihood's maps of every draw. terms: the bottleneck's, "nll" and of a continuous model "kl":
+    unweighted, in nats per image; a term that is the same for all draws may have one column. batch_terms: losses of the
+    whole batch.
+    """
+
+    bottleneck: BottleneckOutput
+    params: Float[Tensor, "bk p h w"]
+    terms: dict[str, Float[Tensor, "b draws"]]
+    batch_terms: dict[str, Float[Tensor, ""]]
 
 
 class Autoencoder(nn.Module):
-    """Pictures (b, c, H, W), uint8 or float in [0, 1]  <->  latents z (b, d, h, w), and codes (b, h, w, q) if discrete.
+    """Images (b, c, H, W), uint8 or float in [0, 1]  <->  latents z (b, d, h, w), and codes (b, h, w, q) if discrete.
 
-    In training mode `forward` and `encode` move an EMA codebook, and a Gaussian z is a sample; in evaluation mode both
-    are deterministic and no buffer changes. Whoever needs a second look at a batch while training, as a discriminator
-    does, takes it under `evaluating(model)`.
+    `forward` samples the latents of a continuous model in training and in evaluation alike; `encode` and `reconstruct`
+    use the posterior's mean. In training mode both collect statistics for a learned codebook, which `after_step` then
+    moves; in evaluation mode no buffer changes. Whoever needs a second look at a batch while training, as a
+    discriminator does, takes it under `evaluating(model)`.
+
+    `condition` reaches those layers of the backbone that take one; today none does.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -57,86 +68,155 @@ class Autoencoder(nn.Module):
         size = config.image_size
         self.likelihood = build_likelihood(config.likelihood, config.channels)
         self.bottleneck = build_bottleneck(config.bottleneck)
-        self.encoder = build_encoder(config.backbone, config.channels, self.bottleneck.features_in, size)
+        self.encoder = build_encoder(config.backbone, config.channels, self.bottleneck.in_channels, size)
         self.decoder = build_decoder(config.backbone, self.bottleneck.dim, self.likelihood.out_channels, size)
+        rows, columns, _ = self.grid
+        continuous = self.bottleneck.num_codes is None
+        self.latent_prior = StandardNormal((self.bottleneck.dim, rows, columns)) if continuous else None
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """(h, w, q): rows, columns and codes per cell; q = 0 when the latent is continuous."""
+        """(h, w, q): rows, columns and codes per position; q = 0 when the latent is continuous."""
         side = self.config.image_size // self.config.backbone.downsampling
-        return side, side, self.bottleneck.depth
+        return side, side, self.bottleneck.num_quantizers
 
     @property
     def num_codes(self) -> int | None:
         return self.bottleneck.num_codes
 
     @property
+    def quantizer(self) -> Quantizer:
+        """The bottleneck of a discrete model. Raises ValueError if the latent is continuous."""
+        if self.num_codes is None:
+            raise ValueError(f"a {self.config.bottleneck.kind} bottleneck has no codes: decode its latents z")
+        return cast(Quantizer, self.bottleneck)
+
+    @property
     def dims(self) -> int:
-        """Numbers in one picture, c * H * W: what nats per image are divided by to give nats per dimension."""
+        """Numbers in one image, c * H * W: what nats per image are divided by to give nats per dimension."""
         return self.config.channels * self.config.image_size**2
 
-    def forward(self, x: Images, step: int = 0) -> Autoencoded:
-        """Raises ValueError when pictures do not have the configured size, channels and range type."""
+    def forward(
+        self,
+        x: Images,
+        step: int = 0,
+        draws: int = 1,
+        generator: Generators = None,
+        condition: Tensor | None = None,
+    ) -> AutoencoderOutput:
+        """`generator`: one for the batch or one for each image, from which latents are sampled.
+
+        Raises:
+            ValueError: images that do not have the configured size, channels and range type; several draws of a
+                latent that is not random.
+        """
         x = self._unit_range(x)
-        bottlenecked = self.bottleneck(self.encoder(self.likelihood.inmap(x)), step)
-        params = self.decoder(bottlenecked.z)
-        return Autoencoded(bottlenecked, params, bottlenecked.terms | {"nll": self.likelihood.nll(params, x)})
+        bottleneck = self._bottleneck(x, step, condition)
+        z, terms = bottleneck.z[:, None], dict(bottleneck.terms)
+        if bottleneck.posterior is not None:
+            z = bottleneck.posterior.sample(draws, generator)
+            terms["kl"] = self._kl(bottleneck.posterior, z)
+        elif draws > 1:
+            raise ValueError(f"{draws} draws need a random latent, a {self.config.bottleneck.kind} bottleneck has none")
+        if draws > 1:
+            x = x.repeat_interleave(draws, 0)
+            condition = None if condition is None else condition.repeat_interleave(draws, 0)
+        params = self._decoder(z.flatten(0, 1), condition)
+        terms["nll"] = self.likelihood.nll(params, x).view(-1, draws)
+        return AutoencoderOutput(bottleneck, params, terms, bottleneck.batch_terms)
 
-    def encode(self, x: Images, step: int = 0) -> Bottlenecked:
-        """Raises ValueError when pictures do not have the configured size, channels and range type."""
-        return self.bottleneck(self.encoder(self.likelihood.inmap(self._unit_range(x))), step)
+    def encode(self, x: Images, step: int = 0, condition: Tensor | None = None) -> BottleneckOutput:
+        """Raises ValueError when images do not have the configured size, channels and range type."""
+        return self._bottleneck(self._unit_range(x), step, condition)
 
-    def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h2 w2"]:
+    def decode(self, z: Float[Tensor, "b d h w"], condition: Tensor | None = None) -> Float[Tensor, "b c h2 w2"]:
         """The likelihood's mean, in [0, 1]."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self._decoder(z, condition))
 
-    def decode_codes(self, codes: Int[Tensor, "b h w q"]) -> Float[Tensor, "b c h2 w2"]:
-        """Pictures in [0, 1]. Raises ValueError for a continuous latent, another grid, or codes out of range."""
-        if isinstance(self.bottleneck, Gaussian):
-            raise ValueError(f"a {self.config.bottleneck.kind} bottleneck has no codes: decode its latents z")
+    def decode_codes(
+        self, codes: Integer[Tensor, "b h w q"], condition: Tensor | None = None
+    ) -> Float[Tensor, "b c h2 w2"]:
+        """Images in [0, 1] of codes of any integer dtype.
+
+        Raises ValueError for a continuous latent, another grid, or codes out of range.
+        """
+        quantizer = self.quantizer
         if tuple(codes.shape[1:]) != self.grid:
             raise ValueError(
-                f"codes have the grid {tuple(codes.shape[1:])}, expected {self.grid} (rows, columns, depth)"
+                f"codes have the grid {tuple(codes.shape[1:])}, expected {self.grid} (rows, columns, num_quantizers)"
             )
-        low, high = (int(bound) for bound in codes.aminmax())
-        if low < 0 or high >= self.bottleneck.num_codes:
-            raise ValueError(f"codes run from {low} to {high}, expected 0 to {self.bottleneck.num_codes - 1}")
-        return self.decode(self.bottleneck.codes_to_latents(codes))
+        return self.decode(quantizer.codes_to_latents(codes), condition)
 
-    def reconstruct(self, x: Images) -> Float[Tensor, "b c h w"]:
-        """Pictures in [0, 1]."""
-        return self.decode(self.encode(x).z)
+    def reconstruct(self, x: Images, condition: Tensor | None = None) -> Float[Tensor, "b c h w"]:
+        """Images in [0, 1], from the codes or the posterior's mean."""
+        return self.decode(self.encode(x, condition=condition).z, condition)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n c h w"]:
-        """n new pictures in [0, 1] (the likelihood's mean) from the latent prior p(z).
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        """n new images in [0, 1] (the likelihood's mean) from the latent prior p(z).
 
         Raises ValueError for a discrete latent: its prior is a transformer of its own, trained on the codes.
         """
-        if not isinstance(self.bottleneck, Gaussian):
+        if self.latent_prior is None:
             raise ValueError(
                 f"a {self.config.bottleneck.kind} bottleneck has no prior to sample from: "
                 "train a token prior on its codes, sample that, and decode_codes"
             )
-        rows, columns, _ = self.grid
-        z = self.bottleneck.sample_prior(n, rows, columns, generator)
-        return self.decode(z.to(next(self.parameters()).device))
+        z = self.latent_prior.sample(n, generator)
+        return self.decode(z.to(next(self.decoder.parameters()).device), condition)
+
+    def after_step(self, step: int) -> None:
+        """Lets the bottleneck learn from what it collected. Call it once after each optimizer step, on every rank."""
+        self.bottleneck.after_step(step)
 
     def term_names(self) -> set[str]:
-        """The losses that `forward` names, seen by evaluating one black picture."""
+        """The losses that `forward` names, seen by evaluating one black image."""
         size = self.config.image_size
-        device = next(self.parameters()).device
-        black = torch.zeros(1, self.config.channels, size, size, device=device)
+        black = torch.zeros(1, self.config.channels, size, size, device=next(self.parameters()).device)
         with torch.no_grad(), evaluating(self):
-            return set(self(black).terms)
+            out = self(black, generator=torch.Generator())
+        return {*out.terms, *out.batch_terms}
+
+    def encode_config(self) -> dict[str, Any]:
+        """The options that decide which codes an image gets; those at their defaults are left out."""
+        return {
+            "image_size": self.config.image_size,
+            "channels": self.config.channels,
+            "backbone": self.config.backbone.encode_config(),
+            "bottleneck": self.config.bottleneck.encode_config(),
+            "input_range": self.likelihood.inmap.__name__,
+        }
+
+    def encode_state(self) -> dict[str, Tensor]:
+        """The tensors that decide which codes an image gets: the encoder's and the bottleneck's, by name."""
+        encoder = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        return encoder | {f"bottleneck.{name}": tensor for name, tensor in self.bottleneck.encode_state().items()}
+
+    def _bottleneck(self, x: Float[Tensor, "b c h w"], step: int, condition: Tensor | None) -> BottleneckOutput:
+        inputs = self.likelihood.inmap(x).to(next(self.encoder.parameters()).dtype)
+        return self.bottleneck(self.encoder(inputs, condition), step)
+
+    def _decoder(self, z: Float[Tensor, "b d h w"], condition: Tensor | None) -> Float[Tensor, "b p h2 w2"]:
+        return self.decoder(z.to(next(self.decoder.parameters()).dtype), condition)
+
+    def _kl(self, posterior: Posterior, z: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k"]:
+        """KL(q(z | x) || p(z)) in closed form, or ln q(z | x) - ln p(z) of each draw, which has it as its mean.
+
+        Several draws need the latter: the importance-weighted bound is not one of means (arXiv 1509.00519, equation 8).
+        """
+        assert self.latent_prior is not None
+        closed = posterior.kl(self.latent_prior) if z.shape[1] == 1 else None
+        return posterior.log_prob(z) - self.latent_prior.log_prob(z) if closed is None else closed[:, None]
 
     def _unit_range(self, x: Tensor) -> Tensor:
         expected = (self.config.channels, self.config.image_size, self.config.image_size)
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"pictures have the shape {tuple(x.shape[1:])}, expected {expected} (channels, height, width)"
+                f"images have the shape {tuple(x.shape[1:])}, expected {expected} (channels, height, width)"
             )
         if x.dtype != torch.uint8 and not x.is_floating_point():
-            raise ValueError(f"pictures are {x.dtype}, expected torch.uint8, or floating point in [0, 1]")
+            raise ValueError(f"images are {x.dtype}, expected torch.uint8, or floating point in [0, 1]")
         # Convolutions keep this layout to the end of the network; on a CPU it saves them a fifth of their time.
         unit = x.to(torch.float32, memory_format=torch.channels_last)
         return unit / 255 if x.dtype == torch.uint8 else unit

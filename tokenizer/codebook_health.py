@@ -1,4 +1,4 @@
-"""Is a codebook used? Measured over a window of tokens, never a batch, and said in words."""
+"""Whether a codebook is used: figures over a window of tokens, never a batch, and a verdict in words."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, distributed
 
-# A window of T tokens shows about K (1 - (1 - 1/K)^T) codes when all are used alike; usage and perplexity are judged as
-# shares of that reachable number. Collapse is judged mildly: on pictures of a plain ground most tokens are the ground,
-# so that a sound codebook may have a perplexity of a few per cent of its size.
+# A window of T tokens shows about K (1 - (1 - 1/K)^T) codes when all are used equally; usage and perplexity are
+# compared with that number. The thresholds of collapse are low: in images with a plain background most tokens are the
+# background, so that a good codebook may have a perplexity of a few per cent of its size.
 COLLAPSED_USAGE = 0.10  # below: VQGAN's 16,384 codes on ImageNet, of which about 6 % are used
 COLLAPSED_PERPLEXITY = 0.01
-COLLAPSED_EFFECTIVE_CODES = 1.5  # below: one code says it all, whatever the codebook's size
+COLLAPSED_EFFECTIVE_CODES = 1.5  # below: nearly one code only, whatever the codebook's size
 WEAK_USAGE = 0.60
 WEAK_PERPLEXITY = 0.03
 WEAK_DUPLICATES = 0.10  # share of the used codes that repeat another
-DUPLICATE_DISTANCE = 0.05  # codes nearer than this share of the median nearest-neighbour distance are one code twice
+DUPLICATE_DISTANCE = 0.05  # nearer than this share of the median nearest-neighbour distance
 SHORT_WINDOW = 10  # tokens per code; a shorter window is named in the reason
 
 Verdict = Literal["healthy", "weak", "collapsed"]
@@ -26,11 +26,11 @@ Verdict = Literal["healthy", "weak", "collapsed"]
 class CodebookHealth:
     """The state of a codebook over a window.
 
-    usage: share of all codes (of all depths) seen at least once.
-    perplexity: exp of the entropy of the code frequencies, at most K; the mean over depths.
+    usage: share of all codes (of all quantizers) seen at least once.
+    perplexity: exp of the entropy of the code frequencies, at most K; the mean over quantizers.
     dead: codes never seen. duplicates: seen codes that nearly repeat another; None if no embedding was given.
-    tokens: length of the window, all depths counted. counts: (q, K).
-    verdict, reason: judged by the worst depth.
+    tokens: length of the window, all quantizers counted. counts: (q, K).
+    verdict, reason: those of the worst quantizer.
     """
 
     usage: float
@@ -50,19 +50,20 @@ class CodebookHealth:
 class CodeUsage:
     """Counts codes over a window of tokens."""
 
-    def __init__(self, num_codes: int, depth: int = 1):
-        self.num_codes, self.depth = num_codes, depth
+    def __init__(self, num_codes: int, num_quantizers: int = 1):
+        self.num_codes, self.num_quantizers = num_codes, num_quantizers
         self.reset()
 
     def reset(self) -> None:
         """Begins a new window."""
-        self.counts = torch.zeros(self.depth, self.num_codes, dtype=torch.long)
+        self.counts = torch.zeros(self.num_quantizers, self.num_codes, dtype=torch.long)
 
     def update(self, codes: Integer[Tensor, "*positions q"]) -> None:
-        """Adds codes to the window. ValueError if their last dimension is not the depth."""
-        if codes.shape[-1] != self.depth:
-            raise ValueError(f"codes {tuple(codes.shape)} hold {codes.shape[-1]} per position, expected {self.depth}")
-        offsets = self.num_codes * torch.arange(self.depth, device=codes.device)
+        """Adds codes to the window. ValueError if their last dimension is not num_quantizers."""
+        if codes.shape[-1] != self.num_quantizers:
+            found = f"codes {tuple(codes.shape)} hold {codes.shape[-1]} per position"
+            raise ValueError(f"{found}, expected {self.num_quantizers}")
+        offsets = self.num_codes * torch.arange(self.num_quantizers, device=codes.device)
         flat = (codes.long() + offsets).flatten()
         self.counts = self.counts.to(codes.device)
         self.counts += torch.bincount(flat, minlength=self.counts.numel()).view_as(self.counts)
@@ -73,28 +74,31 @@ class CodeUsage:
             distributed.all_reduce(self.counts)
 
     def report(self, embedding: Float[Tensor, "*q k d"] | None = None) -> CodebookHealth:
-        """Judges the window; `embedding` (K, d) or (q, K, d) lets it look for duplicates. ValueError if it is empty."""
+        """The state over the window; duplicates are looked for in `embedding` (K, d) or (q, K, d) if it is given.
+
+        Raises ValueError if the window is empty.
+        """
         if not self.counts.any():
             raise ValueError("no token has been seen: the health of a codebook needs a window of tokens")
-        counts = self.counts.cpu()
-        books = [None] * self.depth if embedding is None else list(embedding.view(self.depth, self.num_codes, -1))
-        depths = [_Depth.of(row, book) for row, book in zip(counts, books, strict=True)]
-        worst = max(range(self.depth), key=lambda i: (_SEVERITY.index(depths[i].judge()[0]), -depths[i].used))
-        verdict, reason = depths[worst].judge()
+        counts, q = self.counts.cpu(), self.num_quantizers
+        codebooks = [None] * q if embedding is None else list(embedding.view(q, self.num_codes, -1))
+        parts = [_Quantizer.of(row, codebook) for row, codebook in zip(counts, codebooks, strict=True)]
+        worst = max(range(q), key=lambda i: (_SEVERITY.index(parts[i].verdict()[0]), -parts[i].used))
+        verdict, reason = parts[worst].verdict()
         return CodebookHealth(
-            usage=sum(depth.used for depth in depths) / counts.numel(),
-            perplexity=sum(depth.perplexity for depth in depths) / self.depth,
+            usage=sum(part.used for part in parts) / counts.numel(),
+            perplexity=sum(part.perplexity for part in parts) / q,
             dead=int((counts == 0).sum()),
-            duplicates=None if embedding is None else sum(depth.duplicates or 0 for depth in depths),
+            duplicates=None if embedding is None else sum(part.duplicates or 0 for part in parts),
             tokens=int(counts.sum()),
             verdict=verdict,
-            reason=f"at depth {worst + 1} of {self.depth}, {reason}" if self.depth > 1 else reason,
+            reason=f"in quantizer {worst + 1} of {q}, {reason}" if q > 1 else reason,
             counts=counts,
         )
 
 
 @dataclass(frozen=True)
-class _Depth:
+class _Quantizer:
     """The figures of one codebook."""
 
     num_codes: int
@@ -104,14 +108,14 @@ class _Depth:
     duplicates: int | None
 
     @classmethod
-    def of(cls, counts: Int[Tensor, " k"], embedding: Float[Tensor, "k d"] | None) -> "_Depth":
+    def of(cls, counts: Int[Tensor, " k"], embedding: Float[Tensor, "k d"] | None) -> "_Quantizer":
         share = counts[counts > 0].double() / counts.sum()
         perplexity = (-(share * share.log()).sum()).exp().item()
-        # Dead codes are counted once, as dead: where they lie does not matter.
+        # Dead codes are counted once, as dead; they are no duplicates.
         duplicates = None if embedding is None else len(near_duplicates(embedding[(counts > 0).to(embedding.device)]))
         return cls(len(counts), int(counts.sum()), len(share), perplexity, duplicates)
 
-    def judge(self) -> tuple[Verdict, str]:
+    def verdict(self) -> tuple[Verdict, str]:
         reachable = self.num_codes * (1 - (1 - 1 / self.num_codes) ** self.tokens)
         usage, perplexity = self.used / reachable, self.perplexity / reachable
         duplicates = (self.duplicates or 0) / self.used

@@ -1,4 +1,4 @@
-"""The parts that backbones share: norm, residual block, attention over positions, down- and upsampling."""
+"""What backbones share: a sequence of layers, norm, residual block, attention over positions, down- and upsampling."""
 
 import math
 
@@ -6,6 +6,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Sequential(nn.Sequential):
+    """Layers one after another. Those with `takes_condition = True` are called as `layer(x, condition)`."""
+
+    takes_condition = True
+
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Tensor | None = None) -> Float[Tensor, "b d h2 w2"]:
+        for layer in self:
+            x = layer(x, condition) if getattr(layer, "takes_condition", False) else layer(x)
+        return x
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -10,28 +10,30 @@ from typing import Annotated, Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.noise import standard_normal
+from tokenizer.options import Options
 
-class NormalConfig(BaseModel):
+
+class NormalConfig(Options):
     """`scale`: standard deviation of pixel noise, in units of the [0, 1] range; "learned" fits one for all pixels."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["normal"] = "normal"
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["learned"] = 0.1
 
 
-class BernoulliConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BernoulliConfig(Options):
+    """No options."""
+
     kind: Literal["bernoulli"] = "bernoulli"
 
 
-class CategoricalConfig(BaseModel):
+class CategoricalConfig(Options):
     """`bins` grey levels per channel; 256 keeps every 8-bit value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["categorical"] = "categorical"
     bins: int = Field(default=256, ge=2, le=256)
 
@@ -81,7 +83,7 @@ class Normal(nn.Module):
     def sample(
         self, params: Float[Tensor, "b c h w"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
-        noise = torch.randn(params.shape, generator=generator, device=_device(params, generator)).to(params.device)
+        noise = standard_normal(params.shape, generator, params.device)
         return (self._location(params) + self.log_scale().exp() * noise).clamp(0, 1)
 
     def _location(self, params: Tensor) -> Tensor:

@@ -3,65 +3,77 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from tokenizer.options import Options
 
 
-class Constant(BaseModel):
+class Constant(Options):
     """The same value at every step. In a recipe a bare number means this."""
 
-    model_config = FROZEN
     kind: Literal["constant"] = "constant"
-    value: float
+    value: float = Field(examples=[0.25])
+
+    @property
+    def lowest(self) -> float:
+        return self.value
 
     def at(self, step: int) -> float:
         return self.value
 
 
-class Linear(BaseModel):
+class Linear(Options):
     """`start` until step `begin`, then a straight line that reaches `end` after `steps` steps and stays there."""
 
-    model_config = FROZEN
     kind: Literal["linear"] = "linear"
-    start: float
-    end: float
+    start: float = Field(examples=[0.0])
+    end: float = Field(examples=[1.0])
     begin: int = Field(default=0, ge=0)
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, examples=[7])
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.end)
 
     def at(self, step: int) -> float:
         return _between(self.start, self.end, _progress(step - self.begin, self.steps))
 
 
-class Cosine(BaseModel):
+class Cosine(Options):
     """As `Linear`, along half a cosine wave: flat at both ends."""
 
-    model_config = FROZEN
     kind: Literal["cosine"] = "cosine"
-    start: float
-    end: float
+    start: float = Field(examples=[0.0])
+    end: float = Field(examples=[1.0])
     begin: int = Field(default=0, ge=0)
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, examples=[7])
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.end)
 
     def at(self, step: int) -> float:
         progress = _progress(step - self.begin, self.steps)
         return _between(self.start, self.end, (1 - math.cos(math.pi * progress)) / 2)
 
 
-class Cyclical(BaseModel):
+class Cyclical(Options):
     """In each period a ramp from `start` to `end`, then `end` (Fu et al. 2019, arXiv 1903.10145, eq. 6).
 
     `ramp` is the fraction of a period spent rising (R there); after `cycles` periods (None: never) it stays at `end`.
     """
 
-    model_config = FROZEN
     kind: Literal["cyclical"] = "cyclical"
-    start: float
-    end: float
+    start: float = Field(examples=[0.0])
+    end: float = Field(examples=[1.0])
     begin: int = Field(default=0, ge=0)
-    period: int = Field(gt=0)
+    period: int = Field(gt=0, examples=[10])
     ramp: float = Field(default=0.5, gt=0, le=1)
-    cycles: int | None = Field(default=None, gt=0)
+    cycles: int | None = Field(default=None, gt=0, examples=[2])
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.end)
 
     def at(self, step: int) -> float:
         cycle, position = divmod(max(step - self.begin, 0), self.period)

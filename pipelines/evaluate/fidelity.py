@@ -1,4 +1,4 @@
-"""PSNR and SSIM: how close a reconstruction is to its original, one figure per image."""
+"""SSIM: how close a reconstruction is to its original, one figure per image. For PSNR see `tokenizer.psnr`."""
 
 import torch
 import torch.nn.functional as F
@@ -6,16 +6,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # the constants of Wang et al. 2004, section III.C
-PSNR_CEILING = 100.0  # dB, reported for identical images, whose PSNR is infinite: means stay finite
-
-
-def psnr(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]: -10 log10(MSE), the mean over all pixels and channels.
-
-    Identical images, and any above it, get 100 dB.
-    """
-    error = (x.double() - y.double()).square().flatten(1).mean(1)
-    return (-10 * error.log10()).clamp(max=PSNR_CEILING).float()
 
 
 def ssim(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -87,17 +87,15 @@ class LoadedPrior:
 def fingerprint(model: Autoencoder, preprocess: Preprocess) -> str:
     """sha256 over all that decides which codes an image gets: preprocessing, configuration, encoder and codebook.
 
-    The decoder is left out: fine-tuning it keeps every token valid.
+    The decoder, statistics and options of training, and options at their defaults are left out: fine-tuning the decoder
+    or adding an option keeps every token valid.
     """
     digest = hashlib.sha256()
-    config = model.config.model_dump(mode="json")
-    config["likelihood"] = config["likelihood"]["kind"]  # owns the encoder's pixel range; its scale is the decoder's
-    relevant = {"model": config, "preprocess": preprocess.model_dump(mode="json")}
+    relevant = {"model": model.encode_config(), "preprocess": preprocess.model_dump(mode="json")}
     digest.update(json.dumps(relevant, sort_keys=True).encode())
-    for part in ("encoder", "bottleneck"):
-        for name, tensor in sorted(getattr(model, part).state_dict().items()):
-            digest.update(f"{part}.{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(model.encode_state().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

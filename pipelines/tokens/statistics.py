@@ -13,9 +13,8 @@ from pipelines.data import ImageDataset, Split
 from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.dataset import TokenDataset, TokenSplit
 from pipelines.tokens.manifest import ManifestSplit, Stats
-from tokenizer import Autoencoder
+from tokenizer import Autoencoder, psnr
 from tokenizer.codebook_health import CodebookHealth, CodeUsage
-from tokenizer.objective import psnr
 
 PSNR_IMAGES, SHOWN = 256, 10
 ROWS_AT_ONCE = 4096

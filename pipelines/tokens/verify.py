@@ -1,12 +1,10 @@
 """`smalti inspect --verify N`: encode N random rows of the original images again and compare."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import validate
@@ -114,9 +112,7 @@ def _compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> t
     if not wrong.any():
         return 0, []
     features = model.encoder(model.likelihood.inmap(images.float() / 255))
-    if getattr(model.bottleneck, "unit_length", False):  # cosine codebooks compare directions
-        features = normalize(features, dim=1)
-    latents: Callable[[Tensor], Tensor] = model.bottleneck.codes_to_latents  # type: ignore[assignment]
-    before, now = ((features - latents(codes)).square().sum(1) for codes in (stored, found))
+    features, quantizer = model.quantizer.project(features), model.quantizer
+    before, now = ((features - quantizer.codes_to_latents(codes)).square().sum(1) for codes in (stored, found))
     gap = (before - now) / now.clamp(min=1e-12)
     return int(wrong.sum()), gap[wrong.any(-1)].abs().tolist()

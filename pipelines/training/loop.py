@@ -82,6 +82,8 @@ class Runner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps)
         self.optimizer.step()
+        if after_step := getattr(self.raw, "after_step", None):
+            after_step(step)
         if self.average:
             self.average.update(self.raw)
         return totals

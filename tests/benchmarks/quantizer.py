@@ -30,7 +30,8 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def ours(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forward:
-    from tokenizer.bottlenecks import VQConfig, build_bottleneck
+    from tokenizer.bottlenecks import build_bottleneck
+    from tokenizer.bottlenecks.vq import VQConfig
 
     module = build_bottleneck(VQConfig(num_codes=num_codes, dim=dim, kmeans_init=False)).train(training)
     module.codebooks[0].embedding.copy_(embedding)
@@ -38,6 +39,7 @@ def ours(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forward
 
     def forward(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         out = module(h, 0)
+        module.after_step(0)
         return out.z, out.codes[..., 0], 0.25 * out.terms["commitment"].mean() / h[0].numel()
 
     return forward

@@ -56,7 +56,8 @@ def test_tokens_are_the_codes_of_the_images(reference, tiny_tokenizer, make_data
 
 
 @pytest.mark.parametrize(
-    "bottleneck", [{"kind": "vq", "num_codes": 300, "dim": 8, "depth": 2}, {"kind": "fsq", "levels": (8, 5, 5)}]
+    "bottleneck",
+    [{"kind": "vq", "num_codes": 300, "dim": 8, "num_quantizers": 2}, {"kind": "fsq", "levels": (8, 5, 5)}],
 )
 def test_every_discrete_bottleneck_goes_to_tokens_and_back(bottleneck, make_tokenizer, make_data, tmp_path):
     folder, data = make_tokenizer(tmp_path / "tokenizer", bottleneck), make_data(train=64)

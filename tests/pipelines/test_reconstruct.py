@@ -6,9 +6,10 @@ from PIL import Image
 
 from pipelines.base.errors import UserError
 from pipelines.data import open_images
-from pipelines.evaluate.fidelity import psnr, ssim
+from pipelines.evaluate.fidelity import ssim
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.reconstruct import reconstruct
+from tokenizer import psnr
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_figures_are_means_over_every_image_of_the_split(make_tokenizer, data, t
     with torch.inference_mode():
         rebuilt = load_tokenizer(folder).model.reconstruct(original).clamp(0, 1)
     assert found.images == 21
-    assert found.psnr == pytest.approx(psnr(rebuilt, original / 255).mean().item(), abs=1e-3)
+    assert found.psnr == pytest.approx(psnr(rebuilt, original).mean().item(), abs=1e-3)
     assert found.ssim == pytest.approx(ssim(rebuilt, original / 255).mean().item(), abs=1e-4)
 
 

@@ -1,19 +1,23 @@
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
+from torch import nn
 
-from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig, evaluating
+from tests.tokenizer.members import examples
+from tokenizer import (
+    Autoencoder,
+    AutoencoderConfig,
+    AutoencoderPhase,
+    BottleneckConfig,
+    LikelihoodConfig,
+    ObjectiveConfig,
+    evaluate,
+    evaluating,
+)
+from tokenizer.layers import Sequential
 
-BOTTLENECKS = {
-    "vq": {"kind": "vq", "num_codes": 16, "dim": 8},
-    "residual": {"kind": "vq", "num_codes": 16, "dim": 8, "depth": 2},
-    "fsq": {"kind": "fsq", "levels": [5, 5, 3]},
-    "gaussian": {"kind": "gaussian", "dim": 8},
-}
-DISCRETE = ["vq", "residual", "fsq"]
-WEIGHTS = {"nll": 1.0, "commitment": 0.25, "kl": 1.0}
-every_bottleneck = pytest.mark.parametrize("name", list(BOTTLENECKS))
-every_discrete = pytest.mark.parametrize("name", DISCRETE)
+BOTTLENECKS = {name: config.model_dump() for name, config in examples(BottleneckConfig).items()}
+every_bottleneck = pytest.mark.parametrize("name", BOTTLENECKS)
 
 
 def build(name: str, seed: int = 0, **changes) -> Autoencoder:
@@ -28,6 +32,22 @@ def build(name: str, seed: int = 0, **changes) -> Autoencoder:
     return Autoencoder(AutoencoderConfig.model_validate(recipe | changes))
 
 
+DISCRETE = [name for name in BOTTLENECKS if build(name).num_codes is not None]
+CONTINUOUS = [name for name in BOTTLENECKS if name not in DISCRETE]
+every_discrete = pytest.mark.parametrize("name", DISCRETE)
+every_continuous = pytest.mark.parametrize("name", CONTINUOUS)
+
+
+def learn(model: Autoencoder, x: torch.Tensor, step: int = 0) -> None:
+    """One step's worth of statistics."""
+    model.train()(x, step)
+    model.after_step(step)
+
+
+def generators(n: int, seed: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + i) for i in range(n)]
+
+
 def pictures(n: int, size: int = 8, seed: int = 0) -> torch.Tensor:
     """Random colours in the quadrants of a picture: easy to tell apart, easy to learn."""
     quadrants = torch.randint(256, (n, 3, 2, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -38,29 +58,56 @@ def pictures(n: int, size: int = 8, seed: int = 0) -> torch.Tensor:
 def test_shapes(name):
     model, x = build(name), pictures(5)
     out = model(x)
-    rows, columns, depth = model.grid
-    assert (rows, columns) == (2, 2) and depth == {"vq": 1, "residual": 2, "fsq": 1, "gaussian": 0}[name]
-    assert out.bottlenecked.z.shape == (5, model.bottleneck.dim, 2, 2)
+    rows, columns, quantizers = model.grid
+    assert (rows, columns) == (2, 2) and quantizers == model.bottleneck.num_quantizers
+    assert out.bottleneck.z.shape == (5, model.bottleneck.dim, 2, 2)
     assert out.params.shape == model.reconstruct(x).shape == (5, 3, 8, 8)
-    assert "nll" in out.terms and {term.shape for term in out.terms.values()} == {(5,)}
-    assert set(out.terms) == model.term_names()
+    assert "nll" in out.terms and {term.shape for term in out.terms.values()} == {(5, 1)}
+    assert {*out.terms, *out.batch_terms} == model.term_names()
     if name in DISCRETE:
-        assert out.bottlenecked.codes.shape == (5, 2, 2, depth)
-        assert model.num_codes == {"vq": 16, "residual": 16, "fsq": 75}[name]
+        assert out.bottleneck.codes.shape == (5, 2, 2, quantizers)
+        assert "kl" not in out.terms and model.latent_prior is None
     else:
-        assert out.bottlenecked.codes is None and model.num_codes is None
+        assert out.bottleneck.codes is None and model.num_codes is None
+        assert "kl" in out.terms
+
+
+@every_continuous
+def test_terms_of_several_draws(name):
+    model, x = build(name), pictures(5)
+    out = model(x, draws=3)
+    assert out.params.shape == (15, 3, 8, 8)
+    assert {term.shape for term in out.terms.values()} == {(5, 3)}
+    for draw in range(3):  # draws of an image stand side by side
+        nll = model.likelihood.nll(out.params[draw::3], x.float() / 255)
+        torch.testing.assert_close(out.terms["nll"][:, draw], nll)
+
+
+@every_continuous
+def test_the_sampled_kl_has_the_closed_form_as_its_mean(name):
+    model, x = build(name).eval(), pictures(1)
+    model.encoder[-1].weight.data *= 20
+    closed, sampled = model(x).terms["kl"], model(x, draws=4000).terms["kl"]
+    assert abs(sampled.mean() - closed.mean()) < 5 * sampled.std() / 4000**0.5
+
+
+@every_discrete
+def test_several_draws_of_a_latent_that_is_not_random_are_refused(name):
+    with pytest.raises(ValueError, match="3 draws need a random latent"):
+        build(name)(pictures(2), draws=3)
 
 
 @every_bottleneck
 def test_evaluation_repeats_itself_and_changes_no_buffer(name):
     model, x = build(name), pictures(5)
-    model(x)  # one training step's worth of statistics
+    learn(model, x)
     model.eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    first, second = model(x), model(x)
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    first, second = (model(x, generator=generators(5)) for _ in range(2))
+    model.after_step(0)
     assert torch.equal(first.params, second.params)
     assert all(torch.equal(first.terms[key], second.terms[key]) for key in first.terms)
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(torch.equal(before[key], value) for key, value in model.named_buffers())
 
 
 @every_bottleneck
@@ -68,7 +115,8 @@ def test_gradients_reach_every_parameter(name):
     model = build(name)
     # Untrained features are small: FSQ would round them all to zero, and hide the decoder's first weights behind that.
     model.encoder[-1].weight.data *= 10
-    sum(term.sum() for term in model(pictures(5)).terms.values()).backward()
+    out = model(pictures(5))
+    sum(term.sum() for term in (out.terms | out.batch_terms).values()).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
@@ -76,23 +124,23 @@ def test_gradients_reach_every_parameter(name):
 @every_bottleneck
 def test_overfits_a_few_pictures(name):
     model, batch = build(name), {"image": pictures(4)}
-    weights = {key: WEIGHTS[key] for key in model.term_names()}
-    phase = AutoencoderPhase(model, ObjectiveConfig(weights=weights))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    weights = {key: 1.0 if key in ("nll", "kl") else 0.25 for key in model.term_names()}
+    phase = AutoencoderPhase(model, ObjectiveConfig.model_validate({"weights": weights}))
+    optimizer = torch.optim.Adam(phase.trained_parameters().values(), lr=3e-3)
     for step in range(150):
         optimizer.zero_grad()
         loss, _ = phase(batch, step)
         loss.backward()
         optimizer.step()
-    phase.eval()
-    _, metrics = phase(batch, 150)
-    assert metrics["psnr"] > 22  # a mean colour gives about 11 dB
+        phase.after_step(step)
+    figures = evaluate(model, batch["image"], phase.objective, 150).figures
+    assert figures["psnr"].mean() > 20  # a mean colour gives about 11 dB
 
 
 @every_discrete
 def test_decoding_the_codes_is_decoding_the_latent(name):
     model, x = build(name), pictures(5)
-    model(x)
+    learn(model, x)
     model.eval()
     encoded = model.encode(x)
     torch.testing.assert_close(model.decode_codes(encoded.codes), model.decode(encoded.z), rtol=0, atol=1e-5)
@@ -102,7 +150,7 @@ def test_decoding_the_codes_is_decoding_the_latent(name):
 @every_discrete
 def test_codes_do_not_depend_on_the_batch(name):
     model, x = build(name), pictures(16)
-    model(x)
+    learn(model, x)
     model.eval()
     alone = torch.cat([model.encode(x[i : i + 1]).codes for i in range(16)])
     assert torch.equal(alone, model.encode(x).codes)
@@ -113,8 +161,9 @@ def test_uint8_and_unit_floats_are_the_same_picture():
     torch.testing.assert_close(model(x).params, model(x.float() / 255).params)
 
 
-def test_a_continuous_latent_samples_from_its_prior():
-    model = build("gaussian").eval()
+@every_continuous
+def test_a_continuous_latent_samples_from_its_prior(name):
+    model = build(name).eval()
     one, same, other = (model.sample(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert one.shape == (3, 3, 8, 8) and one.min() >= 0 and one.max() <= 1
     assert torch.equal(one, same) and not torch.equal(one, other)
@@ -138,8 +187,8 @@ def test_pictures_of_another_shape_are_refused(shape, found):
     ("codes", "message"),
     [
         (torch.zeros(1, 2, 3, 1, dtype=torch.long), r"grid \(2, 3, 1\), expected \(2, 2, 1\)"),
-        (torch.full((1, 2, 2, 1), 16), "16 to 16, expected 0 to 15"),
-        (torch.full((1, 2, 2, 1), -1), "-1 to -1, expected 0 to 15"),
+        (torch.full((1, 2, 2, 1), 512), "512 to 512, expected 0 to 511"),
+        (torch.full((1, 2, 2, 1), -1), "-1 to -1, expected 0 to 511"),
     ],
 )
 def test_foreign_codes_are_refused(codes, message):
@@ -147,9 +196,25 @@ def test_foreign_codes_are_refused(codes, message):
         build("vq").decode_codes(codes)
 
 
-def test_a_continuous_latent_decodes_no_codes():
-    with pytest.raises(ValueError, match="gaussian bottleneck has no codes"):
-        build("gaussian").decode_codes(torch.zeros(1, 2, 2, 1, dtype=torch.long))
+@every_continuous
+def test_a_continuous_latent_decodes_no_codes(name):
+    with pytest.raises(ValueError, match=f"{build(name).config.bottleneck.kind} bottleneck has no codes"):
+        build(name).decode_codes(torch.zeros(1, 2, 2, 1, dtype=torch.long))
+
+
+@every_bottleneck
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_goes_all_the_way(name, dtype):
+    model, x = build(name), pictures(3)
+    learn(model, x)
+    model = model.eval().to(dtype)
+    assert model.reconstruct(x).shape == (3, 3, 8, 8)
+    if name in DISCRETE:
+        codes = model.encode(x).codes
+        assert model.decode_codes(codes).isfinite().all()
+    else:
+        assert model.sample(2, torch.Generator().manual_seed(0)).isfinite().all()
+        assert model(x).terms["kl"].dtype == torch.float32
 
 
 def test_a_size_that_the_backbone_cannot_halve_is_a_mistake_in_the_recipe():
@@ -164,7 +229,7 @@ def test_the_resnet_serves_every_likelihood(channels, likelihood):
     x = pictures(2)[:, :channels]
     assert model.grid == (4, 4, 1)
     assert model.reconstruct(x).shape == x.shape
-    assert model(x).terms["nll"].shape == (2,)
+    assert model(x).terms["nll"].shape == (2, 1)
 
 
 @every_bottleneck
@@ -173,7 +238,98 @@ def test_the_config_rebuilds_the_model(name):
     twin = Autoencoder(AutoencoderConfig.model_validate_json(model.config.model_dump_json()))
     twin.load_state_dict(model.state_dict())
     x = pictures(3)
-    assert torch.equal(twin.eval()(x).params, model.eval()(x).params)
+    assert torch.equal(twin.eval().reconstruct(x), model.eval().reconstruct(x))
+
+
+def test_the_step_reaches_the_bottleneck():
+    """Restarts every ten steps happen at those steps only, whether `forward` or `encode` has seen the images."""
+    bottleneck = {"kind": "vq", "num_codes": 16, "dim": 8, "dead_code_threshold": 1e6, "kmeans_init": False}
+    for look in ("forward", "encode"):
+        for step, restarts in ((7, False), (10, True)):
+            model = build("vq", bottleneck=bottleneck)
+            getattr(model, look)(pictures(5), step)
+            model.after_step(step)
+            assert (model.bottleneck.codebooks[0].ema_count == 1e6).any() == restarts
+
+
+class _AddCondition(nn.Module):
+    takes_condition = True
+
+    def forward(self, x, condition):
+        return x if condition is None else x + condition[:, None, None, None]
+
+
+def test_a_condition_reaches_the_layers_that_take_it_and_no_others():
+    model, x = build("gaussian").eval(), pictures(3)
+    plain = model.encode(x).z
+    names = set(model.state_dict())
+    model.encoder = Sequential(*model.encoder, _AddCondition())
+    model.decoder = Sequential(Sequential(_AddCondition()), *model.decoder)
+    condition = torch.arange(3.0)
+    z = model.encode(x, condition=condition).z
+    torch.testing.assert_close(z, plain + condition[:, None, None, None])
+    torch.testing.assert_close(model.encode(x).z, plain)
+    torch.testing.assert_close(model.decode(z, condition), model.decode(z + condition[:, None, None, None]))
+    torch.testing.assert_close(model.reconstruct(x, condition), model.decode(z, condition))
+    assert {name.split(".")[0] for name in names} == {name.split(".")[0] for name in model.state_dict()}
+    out = model(x, draws=2, generator=generators(3), condition=condition)
+    draws = out.bottleneck.posterior.sample(2, generators(3)).flatten(0, 1)
+    torch.testing.assert_close(model.likelihood.mean(out.params), model.decode(draws, condition.repeat_interleave(2)))
+
+
+def fingerprint_of(model: Autoencoder) -> tuple:
+    return model.encode_config(), {name: tensor.clone() for name, tensor in model.encode_state().items()}
+
+
+def same(one: tuple, other: tuple) -> bool:
+    states_agree = one[1].keys() == other[1].keys() and all(torch.equal(one[1][key], other[1][key]) for key in one[1])
+    return one[0] == other[0] and states_agree
+
+
+@every_bottleneck
+def test_a_new_option_with_a_default_changes_no_encode_config(name):
+    for part in ("bottleneck", "backbone", "likelihood"):
+        config = getattr(build(name).config, part)
+        grown = create_model("Grown", __base__=type(config), added=(int, 5))
+        assert grown(**config.model_dump()).encode_config() == config.encode_config()
+        assert grown(**config.model_dump(), added=6).encode_config() != config.encode_config()
+
+
+@every_bottleneck
+def test_the_decoder_the_likelihood_and_the_latent_prior_decide_no_code(name):
+    model = build(name)
+    before = fingerprint_of(model)
+    with torch.no_grad():
+        for part in (model.decoder, model.likelihood):
+            for parameter in part.parameters():
+                parameter.add_(1)
+    assert same(fingerprint_of(model), before)
+    for likelihood in examples(LikelihoodConfig).values():
+        assert build(name, likelihood=likelihood.model_dump()).encode_config() == before[0]
+
+
+@every_bottleneck
+def test_every_weight_of_the_encoder_and_every_tensor_that_decides_codes_counts(name):
+    model = build(name)
+    before = fingerprint_of(model)
+    codebooks = getattr(model.bottleneck, "codebooks", ())
+    for tensor in [*model.encoder.parameters(), *(codebook.embedding for codebook in codebooks)]:
+        kept = tensor.detach().clone()
+        tensor.data.view(-1)[-1] += 1
+        assert not same(fingerprint_of(model), before)
+        tensor.data.copy_(kept)
+    assert same(fingerprint_of(model), before)
+
+
+@every_discrete
+def test_statistics_of_training_decide_no_code(name):
+    model = build(name)
+    before = fingerprint_of(model)
+    decided = set(before[1])
+    for key, buffer in model.bottleneck.named_buffers():
+        if key.rsplit(".", 1)[-1] in ("ema_count", "ema_sum", "step_count", "step_sum", "candidates"):
+            buffer.add_(1)
+    assert same(fingerprint_of(model), before) and not any("ema" in key for key in decided)
 
 
 def test_evaluating_gives_every_part_its_own_mode_back():

@@ -17,15 +17,22 @@ def blobs(n, k=32, d=8, seed=0):
     return centres[torch.randint(0, k, (n,), generator=generator)] + 0.1 * torch.randn(n, d, generator=generator)
 
 
+def train(codebook, vectors, step=0):
+    """One step of training on one batch."""
+    out = codebook(vectors, step)
+    codebook.after_step()
+    return out
+
+
 def state_of(codebook):
     return {key: value.clone() for key, value in codebook.state_dict().items()}
 
 
-@pytest.mark.parametrize("budget", [1, 1000, 2**21])
-def test_nearest_is_the_smallest_distance_whatever_the_chunk(budget, monkeypatch):
-    monkeypatch.setitem(nearest.__globals__, "SCORES_ON_CPU", budget)
+@pytest.mark.parametrize("scores_at_once", [1, 1000, None])
+def test_nearest_is_the_smallest_distance_whatever_the_chunk(scores_at_once):
     vectors, codebook = torch.randn(321, 7), torch.randn(40, 7)
-    assert torch.equal(nearest(vectors, codebook), torch.cdist(vectors.double(), codebook.double()).argmin(1))
+    expected = torch.cdist(vectors.double(), codebook.double()).argmin(1)
+    assert torch.equal(nearest(vectors, codebook, scores_at_once), expected)
 
 
 def test_nearest_takes_the_first_of_equal_codes():
@@ -59,7 +66,7 @@ def test_assignments_and_moving_averages_are_those_of_vector_quantize_pytorch(di
         vectors = torch.randn(1, 500, 8) * (1 + step)
         z, codes, _ = theirs(vectors)
         unit = torch.nn.functional.normalize(vectors[0], dim=-1) if cosine else vectors[0]
-        quantized = ours(unit, step)
+        quantized = train(ours, unit, step)
         assert torch.equal(quantized.codes, codes[0])
         torch.testing.assert_close(quantized.vectors, z[0])
         torch.testing.assert_close(ours.ema_count, theirs._codebook.cluster_size[0])
@@ -79,12 +86,12 @@ def test_assignments_are_made_in_float32_under_autocast():
 
 def test_restart_resets_embedding_count_and_sum_together():
     torch.manual_seed(0)
-    codebook = Codebook(8, 4, kmeans_init=False, restart_below=0.5, restart_every=1)
+    codebook = Codebook(8, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
     codebook.ema_count[3:5] = 0.01
     codebook.ema_sum[3:5] = 7.0
     codebook.embedding[3:5] = 1000.0  # wins nothing
     vectors = torch.randn(200, 4)
-    codebook(vectors)
+    train(codebook, vectors)
     for code in (3, 4):
         assert (vectors == codebook.embedding[code]).all(1).any()
         assert codebook.ema_count[code] == 0.5
@@ -96,11 +103,11 @@ def test_restart_leaves_living_codes_alone():
     torch.manual_seed(0)
     plain = Codebook(8, 4, kmeans_init=False)
     plain.ema_count[3] = 0.01
-    restarting = Codebook(8, 4, kmeans_init=False, restart_below=0.5, restart_every=1)
+    restarting = Codebook(8, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
     restarting.load_state_dict(plain.state_dict())
     plain.embedding[3] = restarting.embedding[3] = 1000.0
     vectors = torch.randn(200, 4)
-    plain(vectors), restarting(vectors)
+    train(plain, vectors), train(restarting, vectors)
     others = torch.arange(8) != 3
     for key in ("embedding", "ema_count", "ema_sum"):
         assert torch.equal(plain.get_buffer(key)[others], restarting.get_buffer(key)[others])
@@ -108,38 +115,93 @@ def test_restart_leaves_living_codes_alone():
 
 
 def test_restarts_wait_for_their_step():
-    codebook = Codebook(8, 4, kmeans_init=False, restart_below=1e9, restart_every=10)
+    codebook = Codebook(8, 4, kmeans_init=False, dead_code_threshold=1e9, restart_every=10)
     for step in (1, 9, 11):
-        codebook(torch.randn(50, 4), step)
+        train(codebook, torch.randn(50, 4), step)
     assert codebook.ema_count.max() < 1e9
-    codebook(torch.randn(50, 4), 20)
+    train(codebook, torch.randn(50, 4), 20)
     assert codebook.ema_count.min() == 1e9
 
 
 def test_restart_of_more_codes_than_vectors_gives_no_vector_twice():
     torch.manual_seed(0)
-    codebook = Codebook(64, 4, kmeans_init=False, restart_below=10.0, restart_every=1)
+    codebook = Codebook(64, 4, kmeans_init=False, dead_code_threshold=10.0, restart_every=1)
     vectors = torch.randn(5, 4)
-    codebook(vectors)
+    train(codebook, vectors)
     placed = (codebook.embedding[:, None] == vectors).all(-1)
     assert placed.sum(0).tolist() == [1] * 5
+
+
+def test_restarts_prefer_vectors_with_a_large_error():
+    """Four of a thousand vectors hold nearly all of the error: the four dead codes go there."""
+    torch.manual_seed(0)
+    codebook = Codebook(8, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
+    codebook.embedding[:4] = 0
+    codebook.embedding[4:], codebook.ema_count[4:] = 1e4, 0.01
+    vectors = 0.01 * torch.randn(1000, 4)
+    vectors[[17, 300, 301, 999]] += 100
+    train(codebook, vectors)
+    assert (codebook.embedding[4:].norm(dim=1) > 100).all()
+
+
+def test_restarts_sample_all_parts_of_a_step_alike():
+    """One dead code and parts of 30 and 10 vectors with equal error: the first part gets it three times in four."""
+    torch.manual_seed(0)
+    first = 0
+    for _ in range(400):
+        codebook = Codebook(2, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
+        codebook.embedding[0], codebook.embedding[1], codebook.ema_count[1] = 0, 1e4, 0.01
+        codebook(torch.ones(30, 4)), codebook(-torch.ones(10, 4))
+        codebook.after_step()
+        first += bool(codebook.embedding[1, 0] > 0)
+    assert abs(first / 400 - 0.75) < 0.08
+
+
+def test_restarts_of_a_step_in_parts_replace_the_codes_that_the_whole_would():
+    states = []
+    for sizes in ([200], [50, 100, 50]):
+        torch.manual_seed(0)
+        codebook = Codebook(64, 4, kmeans_init=False, dead_code_threshold=1.0, restart_every=1)
+        vectors = torch.randn(200, 4)
+        for step in range(3):
+            for part in (vectors + step).split(sizes):
+                codebook(part, step)
+            codebook.after_step()
+            states.append((step, codebook.ema_count.eq(1.0)))
+    for (_, whole), (_, parted) in zip(states[:1], states[3:4], strict=True):
+        assert whole.any() and torch.equal(whole, parted)
+
+
+def test_nothing_is_left_of_a_step_in_the_next():
+    codebook = Codebook(8, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
+    train(codebook, torch.randn(50, 4))
+    before = state_of(codebook)
+    codebook.after_step()
+    assert all(torch.equal(value, before[key]) for key, value in state_of(codebook).items())
+
+
+def test_vectors_too_long_for_a_distance_are_not_learned_from():
+    codebook, vectors = Codebook(8, 4, kmeans_init=False), torch.randn(50, 4)
+    vectors[7, 2] = 1e30
+    assert train(codebook, vectors).nonfinite == 1
+    assert codebook.embedding.abs().max() < 10
 
 
 def test_restarts_bring_dead_codes_into_use():
     torch.manual_seed(0)
     usage = {}
-    for restart_below in (None, 0.9):
-        codebook = Codebook(32, 8, kmeans_init=False, restart_below=restart_below, restart_every=2)
+    for dead_code_threshold in (None, 0.9):
+        codebook = Codebook(32, 8, kmeans_init=False, dead_code_threshold=dead_code_threshold, restart_every=2)
         for step in range(100):
-            codebook(blobs(512, seed=step), step)
-        usage[restart_below] = len(codebook.eval()(blobs(4096)).codes.unique())
+            train(codebook, blobs(512, seed=step), step)
+        usage[dead_code_threshold] = len(codebook.eval()(blobs(4096)).codes.unique())
     assert usage[None] < 20 and usage[0.9] >= 28
 
 
-def test_kmeans_finds_separated_clusters_under_a_plain_ground():
+def test_kmeans_finds_separated_clusters_under_a_plain_background():
     torch.manual_seed(0)
-    ground = torch.zeros(3000, 8)
-    vectors = torch.cat([ground, blobs(1000)])[torch.randperm(4000)]
+    background = torch.zeros(3000, 8)
+    vectors = torch.cat([background, blobs(1000)])[torch.randperm(4000)]
     means, counts = kmeans(vectors, 64)
     assert counts.sum() == 4000
     assert (vectors - means[nearest(vectors, means)]).square().sum(1).mean() < 0.1
@@ -150,10 +212,17 @@ def test_kmeans_of_fewer_vectors_than_codes_repeats_no_code(distinct):
     torch.manual_seed(0)
     codebook = Codebook(32, 4)
     vectors = torch.randn(distinct, 4).repeat(2, 1)
-    codebook(vectors)
+    train(codebook, vectors)
     assert len(codebook.embedding.unique(dim=0)) == 32
     assert codebook.embedding.isfinite().all()
     assert (codebook(vectors).vectors - vectors).abs().max() < 0.1
+
+
+def test_kmeans_counts_stand_for_the_whole_batch():
+    """k-means sees 64 vectors a code; the counts are those of all 1,000."""
+    codebook = Codebook(2, 4)
+    codebook(torch.randn(1000, 4))
+    assert codebook.ema_count.sum().item() == pytest.approx(1000)
 
 
 def test_kmeans_runs_on_the_first_training_batch_only():
@@ -166,53 +235,117 @@ def test_kmeans_runs_on_the_first_training_batch_only():
     assert codebook.initialised
     codebook.decay = 1.0  # nothing but k-means would move it now
     before = state_of(codebook)
-    codebook(10 + blobs(512))
+    train(codebook, 10 + blobs(512))
     torch.testing.assert_close(state_of(codebook), before)
 
 
 def test_a_loaded_codebook_is_not_initialised_again():
     trained, loaded = Codebook(32, 8), Codebook(32, 8)
-    trained(blobs(512))
+    train(trained, blobs(512))
     loaded.load_state_dict(trained.state_dict())
-    trained(blobs(512, seed=1)), loaded(blobs(512, seed=1))
+    train(trained, blobs(512, seed=1)), train(loaded, blobs(512, seed=1))
     assert all(torch.equal(value, trained.get_buffer(key)) for key, value in state_of(loaded).items())
 
 
 def test_an_untrained_state_makes_a_trained_codebook_start_again():
     codebook, untrained = Codebook(32, 8), Codebook(32, 8).state_dict()
-    codebook(blobs(512))
+    train(codebook, blobs(512))
     codebook.load_state_dict(untrained)
-    codebook(blobs(512))
+    train(codebook, blobs(512))
     assert codebook.initialised
 
 
-def _train(rank, port, folder):
-    """One of two ranks: a plain codebook on half batches, and one with k-means and restarts on uneven batches."""
+def _ranks(rank, port, folder, scenario):
+    """One of two ranks: the state of `scenario(rank)` goes to a file."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    plain = Codebook(32, 8, kmeans_init=False)
-    plain.load_state_dict(torch.load(f"{folder}/start.pt"))
-    restarting = Codebook(32, 8, restart_below=3.0, restart_every=2)
-    for step in range(6):
-        torch.manual_seed(100 * step + rank)
-        plain(blobs(128, seed=step)[64 * rank :][:64], step)
-        restarting(blobs(128, seed=step).split([100, 28])[rank], step)
-    torch.save((plain.state_dict(), restarting.state_dict()), f"{folder}/rank{rank}.pt")
+    torch.manual_seed(1000 + rank)
+    torch.save(scenario(rank).state_dict(), f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_two_processes_on_half_batches_are_one_on_the_whole_and_agree_after_kmeans_and_restarts(tmp_path):
-    torch.manual_seed(0)
-    alone = Codebook(32, 8, kmeans_init=False)
-    torch.save(alone.state_dict(), tmp_path / "start.pt")
-    for step in range(6):
-        alone(blobs(128, seed=step), step)
+def on_two_ranks(folder, scenario):
+    """The states of both ranks, which must be equal."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(_train, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    torch.testing.assert_close(first[0], dict(alone.state_dict()))
-    assert first[1]["initialised"]
-    for one, other in zip(first, second, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    spawn(_ranks, (port, str(folder), scenario), nprocs=2)
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    return first
+
+
+def _plain():
+    torch.manual_seed(0)
+    return Codebook(32, 8, kmeans_init=False)
+
+
+def _half_batches(rank):
+    """Each rank has half of every batch, in two parts."""
+    codebook = _plain()
+    for step in range(6):
+        for part in blobs(128, seed=step)[64 * rank :][:64].split([50, 14]):
+            codebook(part, step)
+        codebook.after_step()
+    return codebook
+
+
+def test_two_processes_with_two_parts_each_are_one_process_on_the_whole_batch(tmp_path):
+    alone = _plain()
+    for step in range(6):
+        train(alone, blobs(128, seed=step), step)
+    torch.testing.assert_close(on_two_ranks(tmp_path, _half_batches), dict(alone.state_dict()))
+
+
+def _uneven_batches(rank):
+    codebook = Codebook(32, 8, dead_code_threshold=3.0, restart_every=2)
+    for step in range(6):
+        torch.manual_seed(100 * step + rank)
+        train(codebook, blobs(128, seed=step).split([100, 28])[rank], step)
+    return codebook
+
+
+def test_ranks_with_uneven_batches_agree_after_kmeans_and_restarts(tmp_path):
+    assert on_two_ranks(tmp_path, _uneven_batches)["initialised"]
+
+
+def _kmeans_of_different_data(rank):
+    codebook = Codebook(32, 8)
+    codebook(blobs(256, k=16, seed=rank) + 100 * rank)
+    return codebook
+
+
+def test_kmeans_samples_the_vectors_of_all_ranks(tmp_path):
+    state = on_two_ranks(tmp_path, _kmeans_of_different_data)
+    far = state["embedding"].mean(1) > 50
+    assert 8 < far.sum() < 24
+    assert state["ema_count"].sum() == 512
+
+
+def _kmeans_without_a_finite_vector_on_one_rank(rank):
+    codebook = Codebook(8, 8)
+    train(codebook, torch.full((64, 8), torch.nan))
+    assert not codebook.initialised
+    train(codebook, blobs(64) if rank else torch.full((64, 8), torch.nan))
+    return codebook
+
+
+def test_kmeans_waits_until_some_rank_has_a_finite_vector(tmp_path):
+    state = on_two_ranks(tmp_path, _kmeans_without_a_finite_vector_on_one_rank)
+    assert state["initialised"] and all(value.isfinite().all() for value in state.values())
+
+
+def _restarts_where_one_rank_has_all_the_error(rank):
+    codebook = Codebook(8, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
+    torch.manual_seed(rank)
+    with torch.no_grad():
+        codebook.embedding.zero_()
+        codebook.embedding[4:] = 1000.0  # wins nothing
+        codebook.ema_count[4:] = 0.01
+    train(codebook, (1e-3 if rank == 0 else 10.0) * torch.randn(50, 4))
+    return codebook
+
+
+def test_restarts_sample_the_vectors_of_all_ranks_by_their_error(tmp_path):
+    state = on_two_ranks(tmp_path, _restarts_where_one_rank_has_all_the_error)
+    assert (state["embedding"][4:].norm(dim=1) > 1).all()

@@ -78,17 +78,17 @@ def test_one_code_has_no_duplicate():
     assert len(near_duplicates(torch.ones(1, 4))) == 0
 
 
-def test_the_worst_depth_is_named():
+def test_the_worst_quantizer_is_named():
     codes = torch.stack([torch.arange(64).repeat(20), torch.zeros(1280, dtype=torch.long)], dim=-1)
-    usage = CodeUsage(64, depth=2)
+    usage = CodeUsage(64, num_quantizers=2)
     usage.update(codes)
     health = usage.report(torch.randn(2, 64, 4))
-    assert health.verdict == "collapsed" and health.reason.startswith("at depth 2 of 2")
+    assert health.verdict == "collapsed" and health.reason.startswith("in quantizer 2 of 2")
     assert health.dead == 63 and health.tokens == 2560
 
 
 def test_small_unsigned_codes_are_counted():
-    usage = CodeUsage(256, depth=2)
+    usage = CodeUsage(256, num_quantizers=2)
     usage.update(torch.full((3, 2), 255, dtype=torch.uint8))
     assert usage.counts[:, 255].tolist() == [3, 3]
 
@@ -98,8 +98,8 @@ def test_report_is_plain_json():
     assert json.loads(json.dumps(report)) == report and report["counts"] == [[1, 1, 1, 1]]
 
 
-def test_an_empty_window_and_a_wrong_depth_are_refused():
+def test_an_empty_window_and_a_wrong_number_of_quantizers_are_refused():
     with pytest.raises(ValueError, match="no token"):
         CodeUsage(4).report()
     with pytest.raises(ValueError, match="expected 2"):
-        CodeUsage(4, depth=2).update(torch.zeros(3, 1, dtype=torch.long))
+        CodeUsage(4, num_quantizers=2).update(torch.zeros(3, 1, dtype=torch.long))

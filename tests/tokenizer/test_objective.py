@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig
 from tokenizer.likelihoods import NormalConfig, build_likelihood
-from tokenizer.objective import perplexity, psnr, weighted_sum
+from tokenizer.objective import combine, image_loss, importance_bound, perplexity
 
 BETA = {"start": 0, "end": 4, "steps": 8, "kind": "linear"}
 
@@ -33,11 +34,68 @@ def weights(**named) -> dict:
     return ObjectiveConfig(weights=named).weights
 
 
+def phase_of(model: Autoencoder, draws: int = 1, **named) -> AutoencoderPhase:
+    return AutoencoderPhase(model, ObjectiveConfig(weights=named, draws=draws))
+
+
+def loss_of(terms, named, step=0, dims=1, batch_terms=None) -> torch.Tensor:
+    return combine(terms, batch_terms or {}, named, step, dims)
+
+
 def test_the_sum_is_weighted_at_the_step_and_divided_once():
-    terms = {"nll": torch.tensor([2.0, 4.0]), "kl": torch.tensor([1.0, 2.0])}
+    terms = {"nll": torch.tensor([[2.0], [4.0]]), "kl": torch.tensor([[1.0], [2.0]])}
     for step, beta in [(0, 0.0), (4, 2.0), (8, 4.0)]:
-        loss = weighted_sum(terms, weights(nll=10, kl=BETA), step, dims=5)
+        loss = loss_of(terms, weights(nll=10, kl=BETA), step, dims=5)
         assert loss.item() == pytest.approx((10 * 3 + beta * 1.5) / 5)
+
+
+def test_terms_of_the_batch_are_added_as_they_are():
+    terms, batch_terms = {"nll": torch.tensor([[2.0], [4.0]])}, {"entropy": torch.tensor(0.5)}
+    loss = loss_of(terms, weights(nll=1, entropy=BETA), 4, dims=5, batch_terms=batch_terms)
+    assert loss.item() == pytest.approx((3 + 2 * 0.5) / 5)
+
+
+def test_several_draws_give_the_importance_weighted_bound():
+    """-ln mean p(x, z) / q(z | x), written out in float64."""
+    nll, kl, constant = torch.randn(3, 7), torch.randn(3, 7), torch.randn(3, 1)
+    named = weights(nll=1, kl=BETA, commitment=0.5)
+    loss = image_loss({"nll": nll, "kl": kl, "commitment": constant}, named, 4)
+    expected = -(-(nll + 2 * kl + 0.5 * constant).double()).exp().mean(1).log()
+    torch.testing.assert_close(loss, expected.float())
+
+
+def test_the_bound_of_one_draw_is_the_sum_itself():
+    x = torch.randn(5, 1)
+    assert torch.equal(importance_bound(x), x[:, 0])
+
+
+def test_the_bound_stands_large_numbers():
+    bound = importance_bound(torch.tensor([[3000.0, 3001.0]]))
+    assert bound.item() == pytest.approx(3000 + math.log(2) - math.log(1 + math.exp(-1)), abs=1e-3)
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_a_weight_of_zero_switches_a_term_off_even_where_it_is_infinite(broken):
+    on = torch.tensor([[2.0]], requires_grad=True)
+    off = torch.tensor([[1.0]], requires_grad=True)
+    loss = loss_of({"nll": on, "kl": off * broken}, weights(nll=1, kl=BETA))
+    loss.backward()
+    assert loss == 2 and on.grad == 1 and off.grad is None
+    assert loss_of({"nll": on}, weights(nll=1, entropy=0), batch_terms={"entropy": (off * broken).sum()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"nll": -1}, "the weight of nll falls to -1"),
+        ({"nll": 1, "kl": {"kind": "cosine", "start": 1, "end": -0.5, "steps": 3}}, "the weight of kl falls to -0.5"),
+        ({"nll": 0, "kl": BETA}, "every weight is 0 at some step"),
+        ({}, "at least 1"),
+    ],
+)
+def test_weights_that_teach_nothing_or_the_opposite_are_refused(named, message):
+    with pytest.raises(ValidationError, match=message):
+        ObjectiveConfig(weights=named)
 
 
 @pytest.mark.parametrize("repeat", ["area", "batch"])
@@ -51,9 +109,9 @@ def test_a_larger_picture_or_batch_does_not_rescale_beta(repeat):
         twice = (lambda t: t) if axis is None else (lambda t: torch.cat([t, t], axis))
         m, v = twice(mean), twice(log_variance)
         kl = ((m.square() + v.exp() - 1 - v) / 2).flatten(1).sum(1)
-        terms = {"nll": likelihood.nll(twice(params), twice(x)), "kl": kl}
+        terms = {"nll": likelihood.nll(twice(params), twice(x))[:, None], "kl": kl[:, None]}
         dims = twice(x)[0].numel()
-        return [weighted_sum(terms, weights(nll=a, kl=b), 0, dims).item() for a, b in [(1, 0), (0, 1), (1, 3)]]
+        return [loss_of(terms, weights(nll=a, kl=b), 0, dims).item() for a, b in [(1, 0), (0, 1), (1, 3)]]
 
     assert parts({"area": 3, "batch": 0}[repeat]) == pytest.approx(parts(None), rel=1e-5)
 
@@ -71,7 +129,7 @@ def test_weights_and_terms_must_name_each_other(named):
         AutoencoderPhase(vae(), ObjectiveConfig(weights=named))
     assert str(sorted(named)) in str(caught.value)
     with pytest.raises(ValueError, match="every term needs a weight"):
-        weighted_sum({"nll": torch.ones(1), "kl": torch.ones(1)}, weights(**named), 0, 1)
+        loss_of({"nll": torch.ones(1, 1), "kl": torch.ones(1, 1)}, weights(**named))
 
 
 def test_building_a_phase_leaves_the_model_as_it_was():
@@ -86,23 +144,63 @@ def test_metrics_are_detached_scalars_by_name():
     phase = AutoencoderPhase(vq(), ObjectiveConfig(weights={"nll": 1, "commitment": 0.25}))
     batch = {"image": torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)}
     loss, metrics = phase(batch, 0)
-    assert set(metrics) == {"nll", "commitment", "loss", "perplexity_batch"}
-    assert set(phase.eval()(batch, 0)[1]) == {*metrics, "psnr"}
+    assert set(metrics) == {"nll", "commitment", "loss", "perplexity_batch", "nonfinite_vectors"}
     assert loss.requires_grad and not any(value.requires_grad for value in metrics.values())
     assert {value.shape for value in metrics.values()} == {()}
 
 
+def test_the_phase_names_all_parameters_of_its_model():
+    phase = phase_of(vae(), nll=1, kl=1)
+    named = phase.trained_parameters()
+    assert named.keys() == dict(phase.model.named_parameters()).keys() and len(named) > 0
+    assert all(named[name] is parameter for name, parameter in phase.model.named_parameters())
+
+
+@pytest.mark.parametrize(("step", "restarts"), [(7, False), (10, True)])
+def test_the_phase_hands_its_step_to_the_codebook(step, restarts):
+    bottleneck = {"kind": "vq", "num_codes": 8, "dim": 4, "dead_code_threshold": 1e6, "kmeans_init": False}
+    model = Autoencoder(AutoencoderConfig.model_validate(vae().config.model_dump() | {"bottleneck": bottleneck}))
+    phase, codebook = phase_of(model, nll=1, commitment=1), model.bottleneck.codebooks[0]
+    phase({"image": torch.rand(4, 1, 8, 8)}, step)
+    before = codebook.ema_count.clone()
+    phase.after_step(step)
+    assert not torch.equal(before, codebook.ema_count) and codebook.ema_count.eq(1e6).any() == restarts
+
+
+def test_a_batch_in_parts_has_the_loss_gradient_and_codebook_of_the_whole():
+    batch = {"image": torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8)}
+    results = []
+    for count in (1, 4):
+        phase = phase_of(vq(), nll=1, commitment=0.25)
+        phase(batch, 0), phase.after_step(0)  # k-means sees the whole batch
+        total = torch.zeros(())
+        for part in batch["image"].chunk(count):
+            loss, _ = phase({"image": part}, 1)
+            (loss / count).backward()
+            total += loss.detach() / count
+        phase.after_step(1)
+        gradients = {name: parameter.grad for name, parameter in phase.trained_parameters().items()}
+        results.append((total, gradients, dict(phase.model.bottleneck.state_dict())))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_several_draws_of_a_discrete_model_are_refused():
+    with pytest.raises(ValueError, match="the latent of a vq model is not random"):
+        phase_of(vq(), draws=5, nll=1, commitment=1)
+
+
 def test_the_loss_is_the_negative_elbo_of_a_vae():
-    model = vae().eval()
-    phase = AutoencoderPhase(model, ObjectiveConfig(weights={"nll": 1, "kl": 1})).eval()
-    x = torch.rand(5, 1, 8, 8)
-    posterior = torch.distributions.Normal(
-        (out := model.encode(x)).posterior.mean, (out.posterior.log_variance / 2).exp()
-    )
-    kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum((1, 2, 3))
-    p = model.reconstruct(x)
+    model = vae()
+    phase, x = phase_of(model, nll=1, kl=1), torch.rand(5, 1, 8, 8)
+    torch.manual_seed(3)
+    loss, _ = phase({"image": x}, 0)
+    torch.manual_seed(3)
+    posterior = model.encode(x).posterior
+    p = model.decode(posterior.sample(1)[:, 0])
+    normal = torch.distributions.Normal(posterior.mean, (posterior.log_variance / 2).exp())
+    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum((1, 2, 3))
     nll = -(x * p.log() + (1 - x) * (1 - p).log()).sum((1, 2, 3))
-    assert phase({"image": x}, 0)[0].item() == pytest.approx((nll + kl).mean().item() / 64, rel=1e-4)
+    assert loss.item() == pytest.approx((nll + kl).mean().item() / 64, rel=1e-4)
 
 
 def test_another_phase_may_hold_the_same_model_and_see_the_same_batch():
@@ -133,9 +231,3 @@ def test_perplexity_counts_codes_in_equal_use():
     assert perplexity(every, 8).item() == pytest.approx(8)
     assert perplexity(torch.zeros_like(every), 8).item() == pytest.approx(1)
     assert perplexity(torch.cat([every, torch.zeros_like(every)], -1), 8).item() == pytest.approx((8 + 1) / 2)
-
-
-def test_psnr_in_decibels():
-    black = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    assert psnr(torch.full((1, 1, 4, 4), 0.1), black).item() == pytest.approx(-20 * math.log10(0.1), rel=1e-5)
-    assert psnr(torch.zeros(1, 1, 4, 4), black).item() == pytest.approx(100)

@@ -3,7 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tokenizer.bottlenecks import VQConfig, build_bottleneck
+from tokenizer.bottlenecks import build_bottleneck
+from tokenizer.bottlenecks.vq import VQConfig
 
 
 def test_forward_and_backward_are_those_of_vector_quantize_pytorch():
@@ -25,6 +26,7 @@ def test_forward_and_backward_are_those_of_vector_quantize_pytorch():
                 z, codes, loss = theirs(leaf)
             else:
                 out = ours(leaf, step)
+                ours.after_step(step)
                 z, codes, loss = out.z, out.codes[..., 0], 0.25 * out.terms["commitment"].sum() / h.numel()
             ((z * upstream).mean() + loss.sum()).backward()
             gradients.append((z, codes, loss.sum(), leaf.grad))
@@ -35,7 +37,7 @@ def test_rotation_gradient_is_that_of_vector_quantize_pytorch():
     peer = pytest.importorskip("vector_quantize_pytorch")
     torch.manual_seed(0)
     theirs = peer.VectorQuantize(8, 32, rotation_trick=True, commitment_weight=0.0, accept_image_fmap=True).train()
-    ours = build_bottleneck(VQConfig(num_codes=32, dim=8, kmeans_init=False, gradient="rotation"))
+    ours = build_bottleneck(VQConfig(num_codes=32, dim=8, kmeans_init=False, gradient_estimator="rotation"))
     ours.codebooks[0].embedding.copy_(theirs.codebook)
     h, upstream = torch.randn(3, 8, 5, 6), torch.randn(3, 8, 5, 6)
     leaves = [h.clone().requires_grad_() for _ in range(2)]
@@ -53,19 +55,20 @@ def test_commitment_gradient_pulls_features_to_their_code():
     torch.testing.assert_close(h.grad, 2 * (h - out.z).detach())
 
 
-def test_each_depth_brings_the_latents_nearer():
+def test_each_quantizer_brings_the_latents_nearer():
     torch.manual_seed(0)
-    vq = build_bottleneck(VQConfig(num_codes=32, dim=4, depth=3))
+    vq = build_bottleneck(VQConfig(num_codes=32, dim=4, num_quantizers=3))
     h = torch.randn(4, 4, 8, 8)
     for step in range(5):
         vq(h, step)
+        vq.after_step(step)
     codes = vq.eval()(h).codes
     partial, errors = torch.zeros_like(h), []
-    for depth, book in enumerate(vq.codebooks):
-        partial = partial + book.lookup(codes[..., depth]).movedim(-1, 1)
+    for index, codebook in enumerate(vq.codebooks):
+        partial = partial + codebook.lookup(codes[..., index]).movedim(-1, 1)
         errors.append((h - partial).square().sum(dim=(1, 2, 3)))
     assert all((after < before).all() for before, after in pairwise(errors))
-    torch.testing.assert_close(vq(h).terms["commitment"], sum(errors))
+    torch.testing.assert_close(vq(h).terms["commitment"][:, 0], sum(errors))
 
 
 def test_cosine_latents_have_unit_length_and_ignore_the_features_length():
@@ -74,6 +77,7 @@ def test_cosine_latents_have_unit_length_and_ignore_the_features_length():
     h = torch.randn(4, 4, 8, 8)
     for step in range(3):
         vq(h, step)
+        vq.after_step(step)
     out, louder = vq.eval()(h), vq(7 * h)
     torch.testing.assert_close(out.z.norm(dim=1), torch.ones(4, 8, 8))
     assert torch.equal(out.codes, louder.codes)
@@ -86,15 +90,17 @@ def test_training_latents_are_of_the_codebook_before_it_learned():
     expected = vq.eval()(h)
     out = vq.train()(h)
     assert torch.equal(out.z, expected.z) and torch.equal(out.codes, expected.codes)
+    vq.after_step(0)
     assert not torch.equal(vq.codes_to_latents(out.codes), out.z)
 
 
 def test_state_round_trips():
     torch.manual_seed(0)
-    config = VQConfig(num_codes=16, dim=4, depth=2)
+    config = VQConfig(num_codes=16, dim=4, num_quantizers=2)
     trained, loaded = build_bottleneck(config), build_bottleneck(config)
     h = torch.randn(2, 4, 5, 5)
     trained(h)
+    trained.after_step(0)
     loaded.load_state_dict(trained.state_dict(), strict=True)
     assert torch.equal(loaded.eval()(h).z, trained.eval()(h).z)
     assert trained.embedding.shape == (2, 16, 4)

@@ -3,15 +3,15 @@
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
 
 from tokenizer.backbones.conv import ConvConfig, conv_decoder, conv_encoder
 from tokenizer.backbones.resnet import ResnetConfig, resnet_decoder, resnet_encoder
+from tokenizer.layers import Sequential
 
 BackboneConfig = Annotated[ConvConfig | ResnetConfig, Field(discriminator="kind")]
 
 
-def build_encoder(config: BackboneConfig, in_channels: int, out_channels: int, image_size: int) -> nn.Module:
+def build_encoder(config: BackboneConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
     """(b, in_channels, H, W) -> (b, out_channels, h, w) with h = H / config.downsampling."""
     check_image_size(config, image_size)
     match config:
@@ -21,7 +21,7 @@ def build_encoder(config: BackboneConfig, in_channels: int, out_channels: int, i
             return resnet_encoder(config, in_channels, out_channels, image_size)
 
 
-def build_decoder(config: BackboneConfig, in_channels: int, out_channels: int, image_size: int) -> nn.Module:
+def build_decoder(config: BackboneConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
     """(b, in_channels, h, w) -> (b, out_channels, H, W) with H = h * config.downsampling."""
     check_image_size(config, image_size)
     match config:
@@ -32,7 +32,7 @@ def build_decoder(config: BackboneConfig, in_channels: int, out_channels: int, i
 
 
 def check_image_size(config: BackboneConfig, image_size: int) -> None:
-    """Raises ValueError when the grid would not come out whole, or attention is wanted at a grid that never occurs."""
+    """Raises ValueError when the image size is no multiple of the downsampling, or attention is at no grid there is."""
     if image_size % config.downsampling:
         raise ValueError(
             f"image_size {image_size} is not a multiple of {config.downsampling}, "

@@ -7,15 +7,17 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.layers import Sequential
+from tokenizer.options import Options
 
-class ConvConfig(BaseModel):
+
+class ConvConfig(Options):
     """One width per halving of the grid, outermost first; the residual blocks run at the last width."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["conv"] = "conv"
     widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64), min_length=1)
     residual_blocks: int = Field(default=2, ge=0)
@@ -39,24 +41,24 @@ class PlainResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-def conv_encoder(config: ConvConfig, in_channels: int, out_channels: int) -> nn.Sequential:
+def conv_encoder(config: ConvConfig, in_channels: int, out_channels: int) -> Sequential:
     """(b, in_channels, H, W) -> (b, out_channels, H / downsampling, W / downsampling)."""
     layers: list[nn.Module] = []
     for before, after in pairwise((in_channels, *config.widths)):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     width = config.widths[-1]
     layers += [nn.Conv2d(width, width, 3, padding=1), *_trunk(config), nn.Conv2d(width, out_channels, 1)]
-    return nn.Sequential(*layers)
+    return Sequential(*layers)
 
 
-def conv_decoder(config: ConvConfig, in_channels: int, out_channels: int) -> nn.Sequential:
+def conv_decoder(config: ConvConfig, in_channels: int, out_channels: int) -> Sequential:
     """(b, in_channels, h, w) -> (b, out_channels, h * downsampling, w * downsampling)."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, config.widths[-1], 3, padding=1), *_trunk(config)]
     *upsampled, last = pairwise((*reversed(config.widths), out_channels))
     for before, after in upsampled:
         layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     layers.append(nn.ConvTranspose2d(*last, 4, stride=2, padding=1))
-    return nn.Sequential(*layers)
+    return Sequential(*layers)
 
 
 def _trunk(config: ConvConfig) -> list[nn.Module]:

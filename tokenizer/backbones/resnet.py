@@ -5,23 +5,23 @@ Esser et al. 2021, arXiv 2012.09841, table 7. Level by level the same layout as 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
-from tokenizer.layers import Attention, Downsample, ResidualBlock, Upsample, group_norm
+from tokenizer.layers import Attention, Downsample, ResidualBlock, Sequential, Upsample, group_norm
+from tokenizer.options import TRAINING_ONLY, Options
 
 
-class ResnetConfig(BaseModel):
+class ResnetConfig(Options):
     """Level i runs at `width * multipliers[i]` channels; between two levels the grid is halved."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["resnet"] = "resnet"
     width: int = Field(default=64, gt=0)
     multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 4), min_length=1)
     residual_blocks: int = Field(default=2, gt=0)  # per level; the decoder has one more, as in VQGAN
     attention_grids: tuple[Annotated[int, Field(gt=0)], ...] = ()  # sides of the grids whose blocks attend
     middle_attention: bool = True
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Annotated[float, TRAINING_ONLY] = Field(default=0.0, ge=0, lt=1)
 
     @property
     def downsampling(self) -> int:
@@ -33,7 +33,7 @@ class ResnetConfig(BaseModel):
         return [image_size // 2**level for level in range(len(self.multipliers))]
 
 
-def resnet_encoder(config: ResnetConfig, in_channels: int, out_channels: int, image_size: int) -> nn.Sequential:
+def resnet_encoder(config: ResnetConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
     """(b, in_channels, H, W) -> (b, out_channels, H / downsampling, W / downsampling)."""
     channels = config.width
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1)]
@@ -46,10 +46,10 @@ def resnet_encoder(config: ResnetConfig, in_channels: int, out_channels: int, im
             layers.append(Downsample(channels))
     layers += [*_middle(config, channels), group_norm(channels), nn.SiLU()]
     layers.append(nn.Conv2d(channels, out_channels, 3, padding=1))
-    return nn.Sequential(*layers)
+    return Sequential(*layers)
 
 
-def resnet_decoder(config: ResnetConfig, in_channels: int, out_channels: int, image_size: int) -> nn.Sequential:
+def resnet_decoder(config: ResnetConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
     """(b, in_channels, h, w) -> (b, out_channels, h * downsampling, w * downsampling)."""
     channels = config.width * config.multipliers[-1]
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1), *_middle(config, channels)]
@@ -60,7 +60,7 @@ def resnet_decoder(config: ResnetConfig, in_channels: int, out_channels: int, im
         if grid != image_size:
             layers.append(Upsample(channels))
     layers += [group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)]
-    return nn.Sequential(*layers)
+    return Sequential(*layers)
 
 
 def _block(config: ResnetConfig, in_channels: int, out_channels: int, grid: int) -> list[nn.Module]:

@@ -1,25 +1,28 @@
-"""The bottlenecks between encoder and decoder, behind one contract.
+"""The bottlenecks between encoder and decoder, behind the contract of `Bottleneck` and `Quantizer`.
 
-Each has `features_in` (channels it wants of the encoder), `dim` (channels of z), `num_codes` (None if continuous),
-`depth` (codes per position, 0 if continuous), `embedding` (learned codebooks (q, K, d), or None) and
-`forward(h, step) -> Bottlenecked`. A discrete one adds `codes_to_latents(codes)`.
+A new one is a file, one line in the union, and a `case` in `build_bottleneck`.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
+from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, Quantizer
 from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig
-from tokenizer.bottlenecks.result import Bottlenecked
 from tokenizer.bottlenecks.vq import VQ, VQConfig
 
-BottleneckConfig = Annotated[VQConfig | FSQConfig | GaussianConfig, Field(discriminator="kind")]
+BottleneckConfig = Annotated[
+    VQConfig
+    | FSQConfig
+    | GaussianConfig,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
-__all__ = ["BottleneckConfig", "Bottlenecked", "FSQConfig", "GaussianConfig", "VQConfig", "build_bottleneck"]
+__all__ = ["Bottleneck", "BottleneckConfig", "BottleneckOutput", "Quantizer", "build_bottleneck"]
 
 
-def build_bottleneck(config: VQConfig | FSQConfig | GaussianConfig) -> VQ | FSQ | Gaussian:
+def build_bottleneck(config: BottleneckConfig) -> Bottleneck:
     """The module that `config` describes."""
     match config:
         case VQConfig():

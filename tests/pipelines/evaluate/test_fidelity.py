@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.evaluate.fidelity import psnr, ssim
+from pipelines.evaluate.fidelity import ssim
+from tokenizer import psnr
 
 
 @pytest.fixture

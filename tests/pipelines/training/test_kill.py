@@ -18,7 +18,7 @@ output: {output}
 data: {{source: {{kind: shapes, train: 256, validation: 32, test: 32}}, preprocess: {{size: 32}}}}
 model:
   backbone: {{kind: conv, widths: [4, 8], residual_blocks: 1, residual_width: 4}}
-  bottleneck: {{kind: vq, num_codes: 16, dim: 4, restart_below: 1.0}}
+  bottleneck: {{kind: vq, num_codes: 16, dim: 4, dead_code_threshold: 1.0}}
   likelihood: {{kind: normal, scale: 0.2}}
 objective: {{weights: {{nll: 1, commitment: 0.25}}}}
 training: {training}

@@ -1,0 +1,49 @@
+"""Small example configurations of every member of a discriminated union, derived from the option models themselves.
+
+The first example of a member has its defaults. Then each option with a few possible values (booleans, literals, and
+those that give `examples`) is changed alone. A new member or option is therefore tested without being listed.
+"""
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def members(union: Any) -> tuple[type[BaseModel], ...]:
+    """The option models of `Annotated[A | B, ...]`."""
+    if get_origin(union) is Annotated:
+        return members(get_args(union)[0])
+    return get_args(union) if get_origin(union) in (Union, types.UnionType) else (union,)
+
+
+def examples(union: Any) -> dict[str, Any]:
+    """By name, e.g. "vq" and "vq distance=cosine"."""
+    found = {}
+    for member in members(union):
+        required = {name: values(field)[0] for name, field in member.model_fields.items() if field.is_required()}
+        basis = member(**required)
+        kind = str(getattr(basis, "kind"))  # noqa: B009
+        found[kind] = basis
+        for name, field in member.model_fields.items():
+            for value in values(field):
+                if value != getattr(basis, name):
+                    found[f"{kind} {name}={value}"] = member(**{**required, name: value})
+    return found
+
+
+def values(field: FieldInfo) -> list[Any]:
+    """Values worth trying for one option."""
+    return [*(field.examples or []), *_literals(field.annotation)]
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if annotation is bool:
+        yield from (False, True)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _literals(part)

@@ -1,0 +1,89 @@
+"""What every bottleneck takes, offers and returns."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
+
+from tokenizer.posteriors import Posterior
+
+MAX_CODES = 2**32  # what the largest integers of a token dataset hold
+
+
+@dataclass
+class BottleneckOutput:
+    """Latents and what was learned on the way to them.
+
+    z: latents, float32; the posterior's mean if the bottleneck is continuous.
+    codes: integers in [0, num_codes), q per position; None for a continuous bottleneck.
+    posterior: q(z | x) of a continuous bottleneck.
+    terms: unweighted losses by name, summed over each image, with a second dimension for the draws (here 1).
+    batch_terms: unweighted losses of the whole batch, on the scale of one image.
+    metrics: figures to report, detached scalars.
+    """
+
+    z: Float[Tensor, "b d h w"]
+    codes: Int[Tensor, "b h w q"] | None = None
+    posterior: Posterior | None = None
+    terms: dict[str, Float[Tensor, "b k"]] = field(default_factory=dict)
+    batch_terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Bottleneck(Protocol):
+    """A module between encoder and decoder.
+
+    in_channels: channels that it takes from the encoder. dim: channels of z.
+    num_codes: size of a codebook; None if continuous. num_quantizers: codes per position; 0 if continuous.
+    embedding: learned codebooks (q, K, d), or None.
+    """
+
+    in_channels: int
+    dim: int
+    num_quantizers: int
+
+    @property
+    def num_codes(self) -> int | None: ...
+
+    @property
+    def embedding(self) -> Float[Tensor, "q k d"] | None: ...
+
+    def __call__(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput: ...
+
+    def encode_state(self) -> dict[str, Tensor]:
+        """Tensors that decide, with the configuration, which codes an image gets: embeddings, no statistics."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Learns from what the forwards of this optimizer step have collected. Called once a step on every rank."""
+        ...
+
+
+@runtime_checkable
+class Quantizer(Bottleneck, Protocol):
+    """A discrete bottleneck: `num_codes` and `num_quantizers` are at least 1."""
+
+    def codes_to_latents(self, codes: Integer[Tensor, "b h w q"]) -> Float[Tensor, "b d h w"]:
+        """The latents that `forward` gives these codes in evaluation. Any integer dtype; ValueError out of range."""
+        ...
+
+    def project(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Features where latents are: the code of a position is the one whose latent is nearest to them."""
+        ...
+
+
+def check_codes(codes: Integer[Tensor, "*n"], num_codes: int) -> Int[Tensor, "*n"]:
+    """`codes` as int64, fit for indexing. Raises ValueError when one is outside [0, num_codes)."""
+    codes = codes.long()
+    if codes.numel():
+        low, high = (int(bound) for bound in codes.aminmax())
+        if low < 0 or high >= num_codes:
+            raise ValueError(f"codes run from {low} to {high}, expected 0 to {num_codes - 1}")
+    return codes
+
+
+def count_nonfinite(h: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """How many positions hold a number that is not finite."""
+    return (~h.detach().isfinite().all(dim=1)).sum().float()

@@ -1,0 +1,51 @@
+"""Figures of held-out images. They are bounds: latents are sampled, each image's from its own random stream."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenizer.autoencoder import Autoencoder, Images, evaluating
+from tokenizer.fidelity import psnr
+from tokenizer.noise import Generators
+from tokenizer.objective import ObjectiveConfig, image_loss, importance_bound
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """figures: by name, one number for each image. codes: those of the images, None if the latent is continuous."""
+
+    figures: dict[str, Float[Tensor, " b"]]
+    codes: Int[Tensor, "b h w q"] | None
+
+
+@torch.no_grad()
+def evaluate(
+    model: Autoencoder,
+    images: Images,
+    objective: ObjectiveConfig,
+    step: int,
+    generators: Generators = None,
+    condition: Tensor | None = None,
+) -> Evaluation:
+    """What the objective and its terms are for each image, in one pass of the encoder.
+
+    With one generator per image no figure depends on how images are batched. Terms of a whole batch would, and are left
+    out, from "loss" too.
+
+    Figures: every term (its mean over the draws), "loss" (the objective at `step`, per dimension), "psnr" in dB of the
+    reconstruction from the codes or the posterior's mean, and of a continuous model "negative_elbo" = nll + kl in nats
+    whatever the weights: an upper bound of -ln p(x), by importance weights if the objective has several draws.
+    """
+    with evaluating(model):
+        out = model(images, step, objective.draws, generators, condition)
+        figures = {name: term.mean(1) for name, term in out.terms.items()}
+        figures["loss"] = image_loss(out.terms, objective.weights, step) / model.dims
+        if out.bottleneck.posterior is None:
+            shown = model.likelihood.mean(out.params)
+        else:
+            figures["negative_elbo"] = importance_bound(out.terms["nll"] + out.terms["kl"])
+            shown = model.decode(out.bottleneck.z, condition)
+        figures["psnr"] = psnr(shown, images)
+    return Evaluation(figures, out.bottleneck.codes)
