@@ -145,6 +145,7 @@ def sample(
 
     Example: smalti sample runs/shapes --label "red circle" -n 16 --output drawn
     """
+    from pipelines.sample import SampleRequest
     from pipelines.sample import sample as command
 
     given = {
@@ -156,7 +157,9 @@ def sample(
         "do_sample": False if greedy else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    command(image_pipeline, output, label, num_images, seed, batch_size, overwrite, **options)  # type: ignore[arg-type]
+    labels = tuple(label) if label else None
+    request = SampleRequest(labels=labels, num_images=num_images, seed=seed, batch_size=batch_size, options=options)
+    command(image_pipeline, output, request, overwrite)
 
 
 @app.command()
@@ -177,9 +180,13 @@ def reconstruct(
     Example: smalti reconstruct runs/shapes/tokenizer --output rebuilt
     """
     from pipelines.recipes.data_arguments import data_of, split_of
+    from pipelines.reconstruct import ReconstructionRequest
     from pipelines.reconstruct import reconstruct as command
 
-    command(tokenizer, data_of(data, tokenizer), output, num_images, split_of(split), max_images, batch_size, overwrite)
+    request = ReconstructionRequest(
+        split=split_of(split), max_images=max_images, num_pairs=num_images, batch_size=batch_size
+    )
+    command(tokenizer, data_of(data, tokenizer), output, request, overwrite)
 
 
 @app.command()

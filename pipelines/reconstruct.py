@@ -1,24 +1,46 @@
 """What a tokenizer keeps of an image: `smalti reconstruct`. Works for every bottleneck, discrete or continuous."""
 
+import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.documents import read_json_if_valid
 from pipelines.base.errors import UserError
-from pipelines.base.image_grids import save_grid
+from pipelines.base.first_process import first_process
+from pipelines.base.image_grids import save_grid, to_uint8
+from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import console, progress
-from pipelines.data import DataConfig, Split, open_images, ordered_batches
+from pipelines.data import DataConfig, ImageDataset, Split, open_images, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
-from pipelines.models.checkpoint import load_tokenizer
+from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from tokenizer import psnr
 
 COLUMNS = 8
+RECONSTRUCTIONS = OutputKind(
+    "reconstructions", "smalti reconstruct", owned=("reconstructions.png", "reconstruction.json")
+)
+
+
+class ReconstructionRequest(BaseModel):
+    """Figures over the first `max_images` images of a split (None: all); `num_pairs` of them are shown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    split: Split = "test"
+    max_images: int | None = Field(default=None, ge=1)
+    num_pairs: int = Field(default=16, ge=1, le=1024)
+    batch_size: int = Field(default=64, ge=1)
 
 
 @dataclass(frozen=True)
@@ -30,90 +52,126 @@ class Fidelity:
     ssim: float | None
 
 
+@dataclass
+class Measured:
+    """Of each image, in order: PSNR and SSIM (NaN below 11 pixels); of the first ones, original and reconstruction."""
+
+    figures: list[list[float]]
+    pairs: list[tuple[Tensor, Tensor]]
+
+
 def reconstruct(
     folder: str | Path,
     data: DataConfig,
     output: str | Path,
-    n: int = 16,
-    split: Split = "test",
-    limit: int | None = None,
-    batch_size: int = 64,
+    request: ReconstructionRequest | None = None,
     overwrite: bool = False,
+    replace_others: bool = False,
 ) -> Fidelity:
-    """Write `reconstructions.png`, n images each above its reconstruction, and `reconstruction.json`, the figures over
-    the first `limit` images of the split (None: all).
+    """Write `reconstructions.png`, images each above its reconstruction, and `reconstruction.json`, the figures.
 
-    `folder` is a tokenizer's run or model folder, or an image pipeline. Images are prepared as the
-    tokenizer was trained.
+    `folder` is a tokenizer's run or model folder, or an image pipeline. Images are prepared as the tokenizer was
+    trained. `replace_others`: the figures of another request make room, where they would be refused otherwise.
 
     Raises:
         UserError: no tokenizer there, an empty split, or an `output` that holds the figures of something else.
     """
-    accelerator, output, folder = distributed.start(), Path(output), Path(folder)
-    tokenizer = load_tokenizer(
-        folder / "tokenizer" if (folder / "model_index.json").is_file() else folder, accelerator.device
-    )
-    images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), split)
-    rows = range(len(images) if limit is None else min(limit, len(images)))
-    if not rows:
-        raise UserError(f"data: split {split!r} has no images to reconstruct")
-    job = {
-        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
-        "source": data.source.model_dump(mode="json"),
-        "split": split,
-        "rows": len(rows),
-        "shown": n,
-    }
-    if (done := _finished(output, job, overwrite)) is not None:
+    request, output, accelerator = request or ReconstructionRequest(), Path(output), distributed.start()
+    target = OutputFolder(output, RECONSTRUCTIONS)
+    target.check(overwrite)
+    tokenizer = load_tokenizer(_tokenizer_folder(Path(folder)), accelerator.device)
+    with first_process(accelerator):  # downloads once
+        images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), request.split)
+    identity = _identity(tokenizer, data, request)
+    written = read_json_if_valid(output / "reconstruction.json")
+    same = written is not None and written.get("request") == identity
+    if written is not None and not (same or overwrite or replace_others):
+        raise UserError(
+            f"{output}: holds the figures of another tokenizer or split; choose another --output, or --overwrite"
+        )
+    if same and not overwrite and (found := _finished(output, written)) is not None:
         if accelerator.is_main_process:
-            console.print(f"{output}: already reconstructed, PSNR {done.psnr:.2f} dB; nothing to do")
-        return done
-
-    model, figures, pairs = tokenizer.model, [], []
-    share = -(-len(rows) // accelerator.num_processes)
-    mine = rows[accelerator.process_index * share : (accelerator.process_index + 1) * share]
-    with progress(len(mine), "reconstruct", "image", visible=accelerator.is_main_process) as meter:
-        for batch in ordered_batches(images, mine, batch_size):
-            original = batch.image
-            with torch.inference_mode():
-                rebuilt = model.reconstruct(original.to(accelerator.device)).clamp(0, 1).cpu()
-            pairs += list(zip(original, rebuilt, strict=True))[: max(0, n - len(pairs))]
-            noise = psnr(rebuilt, original)
-            likeness = (
-                ssim(rebuilt, original / 255) if min(original.shape[2:]) >= WINDOW else noise.new_full((), math.nan)
-            )
-            figures += torch.stack([noise, likeness.expand_as(noise)], dim=1).tolist()
-            meter.advance(len(batch))
-    figures = gather_object(figures)  # in the order of the rows, however many processes there are
-    if not figures:
-        raise UserError(f"data: no image of split {split!r} can be read")
-    means = [math.fsum(column) / len(figures) for column in zip(*figures, strict=True)]
-    found = Fidelity(len(figures), means[0], None if math.isnan(means[1]) else means[1])
-    if accelerator.is_main_process:
-        draw_pairs(output / "reconstructions.png", pairs)
-        write_json(output / "reconstruction.json", {"job": job, **asdict(found)})
-        likeness = "" if found.ssim is None else f", SSIM {found.ssim:.4f}"
-        console.print(f"{output}: PSNR {found.psnr:.2f} dB{likeness} over {found.images:,} images of {split}")
-    accelerator.wait_for_everyone()
+            console.print(f"{output}: already reconstructed, PSNR {found.psnr:.2f} dB; nothing to do")
+        return found
+    accelerator.wait_for_everyone()  # nobody looks at the folder any more
+    with target.begin(overwrite or not same, accelerator):
+        measured = measure(tokenizer, images, request, accelerator)
+        found = _means(measured.figures, request.split)
+        if accelerator.is_main_process:
+            draw_pairs(output / "reconstructions.png", measured.pairs)
+            write_json(output / "reconstruction.json", {"request": identity, "fidelity": asdict(found)})
+            console.print(f"{output}: {_in_words(found)} over {found.images:,} images of {request.split}")
+        accelerator.wait_for_everyone()
     return found
 
 
-def draw_pairs(path: Path, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Path:
-    """Rows of originals, each above the row of its reconstructions."""
+def measure(
+    tokenizer: LoadedTokenizer, images: ImageDataset, request: ReconstructionRequest, accelerator: Accelerator
+) -> Measured:
+    """The figures of all processes together, in the order of the rows, however many processes there are."""
+    rows = range(len(images) if request.max_images is None else min(request.max_images, len(images)))
+    share = -(-len(rows) // accelerator.num_processes)
+    mine = rows[accelerator.process_index * share : (accelerator.process_index + 1) * share]
+    figures, pairs = [], []
+    with progress(len(mine), "reconstruct", "image", visible=accelerator.is_main_process) as meter:
+        for batch in ordered_batches(images, mine, request.batch_size):
+            originals = batch.image
+            with torch.inference_mode():
+                rebuilt = tokenizer.model.reconstruct(originals.to(accelerator.device)).clamp(0, 1).cpu()
+            shown = slice(request.num_pairs - len(pairs))
+            pairs += list(zip(originals[shown], to_uint8(rebuilt[shown]), strict=True))
+            figures += _figures(rebuilt, originals / 255)
+            meter.advance(len(batch))
+    return Measured(gather_object(figures), gather_object(pairs)[: request.num_pairs])
+
+
+def draw_pairs(path: Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> Path:
+    """Rows of originals, each above the row of its reconstructions; white tiles fill the last two rows."""
     columns = min(COLUMNS, len(pairs))
-    pairs = pairs[: len(pairs) // columns * columns]
-    rows = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
+    white = torch.full_like(pairs[0][0], 255)
+    padded = [*pairs, *[(white, white)] * (-len(pairs) % columns)]
+    rows = [padded[start : start + columns] for start in range(0, len(padded), columns)]
     tiles = [image for row in rows for side in zip(*row, strict=True) for image in side]
     return save_grid(path, tiles, columns, row_labels=["image", "rebuilt"] * len(rows))
 
 
-def _finished(output: Path, job: dict, overwrite: bool) -> Fidelity | None:
-    note = output / "reconstruction.json"
-    if overwrite or not note.is_file():
+def _finished(output: Path, written: Any) -> Fidelity | None:
+    """The figures of a complete folder; None where something in it is missing or damaged."""
+    try:
+        found = TypeAdapter(Fidelity).validate_python(written["fidelity"])
+    except (KeyError, TypeError, ValidationError):
         return None
-    found = json.loads(note.read_text())
-    if found.pop("job", None) != job:
-        raise UserError(
-            f"{note}: holds the figures of another tokenizer or split; choose another --output, or --overwrite"
-        )
-    return Fidelity(**found)
+    return found if (output / "reconstructions.png").is_file() else None
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    return folder / "tokenizer" if (folder / "model_index.json").is_file() else folder
+
+
+def _identity(tokenizer: LoadedTokenizer, data: DataConfig, request: ReconstructionRequest) -> dict[str, Any]:
+    """What the figures and the figure depend on, by digest."""
+    read = data.model_dump(mode="json", exclude={"augment", "workers", "preprocess"}, exclude_defaults=True)
+    return {
+        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
+        "fingerprint": tokenizer.fingerprint,
+        "data": hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest(),
+        **request.model_dump(mode="json", exclude={"batch_size"}),
+    }
+
+
+def _figures(rebuilt: Tensor, originals: Tensor) -> list[list[float]]:
+    noise = psnr(rebuilt, originals)
+    large = min(originals.shape[2:]) >= WINDOW
+    likeness = ssim(rebuilt, originals) if large else torch.full_like(noise, math.nan)
+    return torch.stack([noise, likeness], dim=1).tolist()
+
+
+def _means(figures: list[list[float]], split: str) -> Fidelity:
+    if not figures:
+        raise UserError(f"data: no image of split {split!r} can be read")
+    noise, likeness = (math.fsum(column) / len(figures) for column in zip(*figures, strict=True))
+    return Fidelity(len(figures), noise, None if math.isnan(likeness) else likeness)
+
+
+def _in_words(found: Fidelity) -> str:
+    return f"PSNR {found.psnr:.2f} dB" + ("" if found.ssim is None else f", SSIM {found.ssim:.4f}")

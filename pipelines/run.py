@@ -21,12 +21,13 @@ from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.label_accuracy import label_accuracy
 from pipelines.evaluate.report import Report, place_picture, print_report, write_report
+from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate.token_bits import token_bits
 from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_folder
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import PipelineRecipe
-from pipelines.reconstruct import reconstruct
-from pipelines.sample import read_samples, sample
+from pipelines.reconstruct import ReconstructionRequest, reconstruct
+from pipelines.sample import SampleRequest, sample
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.health_figure import draw_health
 from pipelines.tokens.statistics import codebook_health, window_of
@@ -74,11 +75,12 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
         accelerator.wait_for_everyone()
     with stages("sample"):
         wanted = recipe.sample
-        sample(root / "image_pipeline", root / "samples", None, wanted.n, wanted.seed, wanted.batch_size, overwrite)
+        request = SampleRequest(num_images=wanted.num_images, seed=wanted.seed, batch_size=wanted.batch_size)
+        sample(root / "image_pipeline", root / "samples", request, overwrite, replace_others=True)
     with stages("reconstruct"):
         judged = recipe.evaluate
-        where = judged.shown, judged.split, judged.limit
-        reconstruct(root / "tokenizer", data, root / "reconstructions", *where, overwrite=overwrite)
+        pairs = ReconstructionRequest(split=judged.split, max_images=judged.max_images, num_pairs=judged.num_pairs)
+        reconstruct(root / "tokenizer", data, root / "reconstructions", pairs, overwrite, replace_others=True)
     if needs_classifier(recipe):
         with stages("classifier"):
             chosen = judged.classifier.model_dump()
@@ -147,15 +149,15 @@ def evaluate(recipe: PipelineRecipe, accelerator: Accelerator) -> dict[str, Any]
     draw_health(root / "codes.png", window, health, tokenizer.model)
     place_picture(root / "samples" / "samples.png", root / "samples.png")
     place_picture(root / "reconstructions" / "reconstructions.png", root / "reconstructions.png")
-    fidelity = json.loads((root / "reconstructions" / "reconstruction.json").read_text())
-    bits = token_bits(root / "prior", root / "tokens", chosen.split, chosen.limit, device=accelerator.device)
+    fidelity = json.loads((root / "reconstructions" / "reconstruction.json").read_text())["fidelity"]
+    bits = token_bits(root / "prior", root / "tokens", chosen.split, chosen.max_images, device=accelerator.device)
     labels = None
     if recipe.prior.condition == "label":
         samples = read_samples(root / "samples")
         judge = root / "classifier" if needs_classifier(recipe) else None
         classes = samples.classes or []
         labels = asdict(
-            label_accuracy(samples.images, samples.labels, classes, data, judge, chosen.split, chosen.limit)
+            label_accuracy(samples.images, samples.labels, classes, data, judge, chosen.split, chosen.max_images)
         )
     return {
         "reconstruction": {name: fidelity[name] for name in ("images", "psnr", "ssim")},

@@ -2,205 +2,190 @@
 
 import hashlib
 import json
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.documents import read_json_if_valid
 from pipelines.base.errors import UserError
-from pipelines.base.image_grids import save_grid, save_png
+from pipelines.base.first_process import first_process
+from pipelines.base.image_grids import save_images
+from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import console, progress
+from pipelines.evaluate.samples import draw_samples, image_name, read_note
 from pipelines.models.hub import local_folder
-from pipelines.models.image_pipeline import ImageGenerationPipeline, Label, SamplingArguments
+from pipelines.models.image_pipeline import ImageGenerationPipeline, Label
 from pipelines.models.image_pipeline_folder import find_image_pipeline
 from pipelines.models.image_seeds import image_seeds
 
-GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
+SAMPLES = OutputKind("samples", "smalti sample", owned=("request.json", "images/*.png", "samples.png", "samples.json"))
+
+
+class SampleRequest(BaseModel):
+    """`num_images` images of `labels` in turn (None: of every class, if the prior has classes).
+
+    `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own. `batch_size` bounds memory
+    and changes no image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    labels: tuple[Label, ...] | None = None
+    num_images: int = Field(default=64, ge=1, le=10_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    batch_size: int = Field(default=64, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What `sample` wrote into `folder`: uint8 `images`, class numbers `labels` (-1: none), names of the `classes`,
-    and each image's log-likelihood in nats under the prior."""
+class Plan:
+    """Every image of a request: its label and the name of its file; and what all of them depend on."""
 
-    folder: Path
-    images: UInt8[Tensor, "n c h w"]
-    labels: list[int]
-    classes: list[str] | None
-    logprobs: list[float]
+    labels: Sequence[int | None]  # image i has labels[i % len(labels)]
+    names: Sequence[str]
+    identity: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def label(self, index: int) -> int | None:
+        return self.labels[index % len(self.labels)]
 
 
 def sample(
     folder: str | Path,
     output: str | Path,
-    labels: Sequence[Label] | None = None,
-    n: int = 64,
-    seed: int = 0,
-    batch_size: int = 64,
+    request: SampleRequest | None = None,
     overwrite: bool = False,
-    **options: Unpack[SamplingArguments],
-) -> Samples:
-    """Write n images into `output/images/`, the overview `samples.png`, and last `samples.json`.
+    replace_others: bool = False,
+) -> Path:
+    """Write the images into `output/images/`, the overview `samples.png`, and last `samples.json`.
 
-    Image i has label `labels[i % len(labels)]` (None: every class in turn, if the prior has classes) and its own random
-    stream, so it depends on neither n, batch size nor the number of processes: rerunning continues, a larger n adds.
-    `folder` is what `ImageGenerationPipeline.from_pretrained` takes.
+    Image i depends on its label, the seed and i: neither on their number, nor on the batch size or the number of
+    processes. Rerunning continues, a larger number adds. `folder` is what `ImageGenerationPipeline.from_pretrained`
+    takes. `replace_others`: samples of another request make room, where they would be refused otherwise.
 
     Raises:
         UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
     """
-    accelerator, output = distributed.start(), Path(output)
-    folder = find_image_pipeline(local_folder(folder))
+    request, output, accelerator = request or SampleRequest(), Path(output), distributed.start()
+    target = OutputFolder(output, SAMPLES)
+    target.check(overwrite)
+    with first_process(accelerator):  # downloads once
+        folder = find_image_pipeline(local_folder(folder))
     pipeline = ImageGenerationPipeline.from_pretrained(folder, accelerator.device)
-    if n < 1:
-        raise UserError(f"n: found {n}, expected at least 1")
-    if labels is None and pipeline.num_classes is not None:
-        labels = range(pipeline.num_classes)
-    numbers = pipeline.label_numbers(list(labels)) if labels is not None else [None]
-    request = {
-        "generator": {part: sha256_of(folder / part / "model.safetensors") for part in ("tokenizer", "prior")},
-        "options": pipeline.options(numbers[0] is not None, **options).model_dump(mode="json"),
-        "labels": numbers,
-        "seed": seed,
-    }
-    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    names = [_file_name(index, numbers[index % len(numbers)], pipeline.classes) for index in range(n)]
-    if _finished(output, request, names, overwrite):
+    plan = make_plan(pipeline, folder, request)
+    others = _others(output, plan)
+    if others and not (overwrite or replace_others):
+        raise UserError(f"{output}: holds other samples ({others}); choose another --output, or --overwrite")
+    if not overwrite and not others and _finished(output, plan):
         if accelerator.is_main_process:
-            console.print(f"{output}: already sampled, {n:,} images; nothing to do")
-        return read_samples(output)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _claim(output, request, overwrite)
-    accelerator.wait_for_everyone()
+            console.print(f"{output}: already sampled, {request.num_images:,} images; nothing to do")
+        return output
+    accelerator.wait_for_everyone()  # nobody looks at the folder any more
+    with target.begin(overwrite or others is not None, accelerator):
+        if accelerator.is_main_process:
+            (output / "samples.json").unlink(missing_ok=True)
+            write_json(output / "request.json", plan.identity)
+        notes = gather_object(_draw(pipeline, plan, request, output, accelerator))
+        if accelerator.is_main_process:
+            _complete(output, plan, {note["index"]: note for note in notes}, pipeline.classes)
+        accelerator.wait_for_everyone()
+    return output
 
-    seeds = image_seeds(seed, n)
-    mine = range(accelerator.process_index, n, accelerator.num_processes)
-    pending = [i for i in mine if _facts(output / names[i]).get("request") != digest]
+
+def make_plan(pipeline: ImageGenerationPipeline, folder: Path, request: SampleRequest) -> Plan:
+    """What is to be drawn. UserError for labels and options that do not fit the prior."""
+    labels: list[int | None] = [None]
+    if request.labels is not None:
+        labels = pipeline.label_numbers(list(request.labels))
+    elif pipeline.num_classes is not None:
+        labels = list(range(pipeline.num_classes))
+    options = pipeline.options(labels[0] is not None, **request.options)
+    names = [image_name(i, labels[i % len(labels)], pipeline.classes) for i in range(request.num_images)]
+    weights = {part: sha256_of(folder / part / "model.safetensors") for part in ("tokenizer", "prior")}
+    identity = {
+        "weights": weights,
+        "options": options.model_dump(mode="json", exclude_defaults=True),
+        "labels": labels,
+        "seed": request.seed,
+    }
+    return Plan(labels, names, identity)
+
+
+def _draw(
+    pipeline: ImageGenerationPipeline, plan: Plan, request: SampleRequest, output: Path, accelerator: Accelerator
+) -> list[dict[str, Any]]:
+    """Draw this process's images that are not there yet; returns the notes of all of this process's images."""
+    mine = range(accelerator.process_index, len(plan.names), accelerator.num_processes)
+    notes = {index: read_note(output / plan.names[index]) for index in mine}
+    pending = [index for index, note in notes.items() if note.get("request") != plan.digest]
+    seeds = image_seeds(request.seed, len(plan.names))
     length = pipeline.prior.model.vocabulary.codes.length
     with progress(len(pending) * length, "sample", "token", visible=accelerator.is_main_process) as meter:
-        for start in range(0, len(pending), batch_size):
-            part = pending[start : start + batch_size]
+        for start in range(0, len(pending), request.batch_size):
+            part = pending[start : start + request.batch_size]
             drawn = pipeline(
-                [label for i in part if (label := numbers[i % len(numbers)]) is not None] or None,
-                num_images_per_prompt=1 if numbers[0] is not None else len(part),
-                generator=[seeds[i] for i in part],
+                [label for index in part if (label := plan.label(index)) is not None] or None,
+                num_images_per_prompt=1 if plan.labels[0] is not None else len(part),
+                generator=[seeds[index] for index in part],
                 output_type="pt",
                 batch_size=len(part),
                 callback_on_step_end=lambda _, step, steps, found: meter.advance(len(found["codes"])),
-                **options,
+                **request.options,
             )
-            for i, image, logprob in zip(part, drawn.images, drawn.logprobs.double().sum(1).tolist(), strict=True):
-                facts = {"index": i, "label": numbers[i % len(numbers)], "seed": seeds[i], "logprob": round(logprob, 3)}
-                save_png(output / names[i], torch.as_tensor(image), {"smalti": json.dumps(facts | {"request": digest})})
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _complete(output, request, names, pipeline)
-    accelerator.wait_for_everyone()
-    return read_samples(output)
+            for index, logprob in zip(part, drawn.logprobs.double().sum(1).tolist(), strict=True):
+                note = {"index": index, "label": plan.label(index), "seed": seeds[index], "logprob": round(logprob, 3)}
+                notes[index] = note | {"request": plan.digest}
+            texts = [{"smalti": json.dumps(notes[index])} for index in part]
+            save_images([output / plan.names[index] for index in part], torch.as_tensor(drawn.images), texts)
+    return list(notes.values())
 
 
-def read_samples(folder: str | Path) -> Samples:
-    """The finished samples of a folder, in order.
-
-    Raises:
-        UserError: the folder holds no finished samples.
-    """
-    folder = Path(folder)
-    path = folder / "samples.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected what `smalti sample` wrote") from error
-    images = []
-    for entry in found["images"]:
-        with Image.open(folder / entry["file"]) as image:
-            pixels = torch.from_numpy(np.array(image))
-        images.append(pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1))
-    labels = [-1 if entry["label"] is None else entry["label"] for entry in found["images"]]
-    return Samples(folder, torch.stack(images), labels, found["classes"], [e["logprob"] for e in found["images"]])
-
-
-def _complete(output: Path, request: dict[str, Any], names: list[str], pipeline: ImageGenerationPipeline) -> None:
-    """Gather what every process wrote: the overview, then samples.json."""
+def _complete(output: Path, plan: Plan, notes: dict[int, dict[str, Any]], classes: Sequence[str] | None) -> None:
+    """The overview, then samples.json, whose presence means that every image is there."""
     entries = []
-    for name in names:
-        facts = _facts(output / name)
-        title = pipeline.classes[facts["label"]] if pipeline.classes and facts["label"] is not None else None
-        kept = {key: facts[key] for key in ("index", "label", "seed", "logprob")}
+    for index, name in enumerate(plan.names):
+        label = plan.label(index)
+        kept = {key: notes[index][key] for key in ("index", "label", "seed", "logprob")}
+        title = classes[label] if classes and label is not None else None
         entries.append({"file": name, **kept, "label_name": title})
-    cycle = len(request["labels"])
     titles = [entry["label_name"] or "" for entry in entries]
-    aligned = 2 <= cycle <= GRID_COLUMNS  # one column per label
-    whole = max(d for d in range(1, GRID_COLUMNS + 1) if cycle % d == 0)  # whole rows make up a turn of the labels
-    columns = cycle if aligned else whole if whole > 3 else min(GRID_COLUMNS, max(1, round(len(names) ** 0.5)))
-    shown = min(len(names), columns * GRID_ROWS)
-    tiles = []
-    for name in names[:shown]:
-        with Image.open(output / name) as image:
-            tiles.append(image.copy())
-    save_grid(
-        output / "samples.png",
-        tiles,
-        columns,
-        captions=titles[:shown] if any(titles) and not aligned else None,
-        column_labels=titles[:columns] if any(titles) and aligned else None,
-    )
-    classes = list(pipeline.classes) if pipeline.classes else None
-    write_json(output / "samples.json", {"request": request, "classes": classes, "images": entries})
+    draw_samples(output / "samples.png", [output / name for name in plan.names], titles, len(plan.labels))
+    content = {"request": plan.identity, "classes": list(classes) if classes else None, "images": entries}
+    write_json(output / "samples.json", content)
 
 
-def _file_name(index: int, label: int | None, classes: Sequence[str] | None) -> str:
-    title = "" if label is None else classes[label] if classes else str(label)
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()
-    return f"images/{index:05d}{'_' + slug if slug else ''}.png"
+def _others(output: Path, plan: Plan) -> str | None:
+    """How the samples that lie in the folder differ from the wanted ones; None where they do not, or there are none."""
+    written = read_json_if_valid(output / "request.json")
+    if written is None:
+        return None
+    differing = [
+        f"{key}: there {_short(written.get(key))}, asked {_short(wanted)}"
+        for key, wanted in plan.identity.items()
+        if written.get(key) != wanted
+    ]
+    return "; ".join(differing) or None
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """What an image of ours says of itself; empty for anything else, torn or absent."""
-    try:
-        with Image.open(path) as image:
-            return json.loads(image.info["smalti"])
-    except (OSError, KeyError, ValueError, SyntaxError):
-        return {}
-
-
-def _finished(output: Path, request: dict[str, Any], names: list[str], overwrite: bool) -> bool:
-    """Whether `output` holds just these images; UserError when it holds anything else."""
-    if overwrite or not output.exists() or not any(output.iterdir()):
+def _finished(output: Path, plan: Plan) -> bool:
+    done = read_json_if_valid(output / "samples.json") or {}
+    entries = done.get("images")
+    if done.get("request") != plan.identity or not isinstance(entries, list) or len(entries) != len(plan.names):
         return False
-    note = output / "request.json"
-    if not note.is_file():
-        raise UserError(f"{output}: is not empty and was not written by `smalti sample`; choose another --output")
-    written = json.loads(note.read_text())
-    if written != request:
-        differing = "; ".join(
-            f"{key}: there {_short(written.get(key))}, asked {_short(request[key])}"
-            for key in request
-            if written.get(key) != request[key]
-        )
-        raise UserError(f"{output}: holds other samples ({differing}); choose another --output, or --overwrite")
-    done = output / "samples.json"
-    return done.is_file() and [entry["file"] for entry in json.loads(done.read_text())["images"]] == names
+    files = [entry.get("file") for entry in entries if isinstance(entry, dict)]
+    return files == list(plan.names) and all((output / name).is_file() for name in plan.names)
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 120 else f"{text[:117]}…"
-
-
-def _claim(output: Path, request: dict[str, Any], overwrite: bool) -> None:
-    if overwrite and (output / "request.json").is_file():
-        shutil.rmtree(output)
-    (output / "samples.json").unlink(missing_ok=True)
-    write_json(output / "request.json", request)

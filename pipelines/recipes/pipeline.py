@@ -25,17 +25,17 @@ class EncodeOptions(BaseModel):
 
 
 class SampleOptions(BaseModel):
-    """n images, every class in turn; `options` become the defaults of the image pipeline."""
+    """`num_images` images, every class in turn; `options` become the defaults of the image pipeline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    n: int = Field(default=64, ge=1)
-    seed: int = 0
+    num_images: int = Field(default=64, ge=1, le=10_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=64, ge=1)
     options: SamplingOptions = SamplingOptions()
 
 
 class ClassifierOptions(BaseModel):
-    """The judge of labels where the data has no checker of its own."""
+    """The classifier that checks labels where the data has no checker of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     seed: int = Field(default=0, ge=0)
@@ -44,12 +44,12 @@ class ClassifierOptions(BaseModel):
 
 
 class EvaluateOptions(BaseModel):
-    """Figures over the first `limit` images of a held-out split (None: all); `shown` of them are drawn."""
+    """Figures over the first `max_images` images of a held-out split (None: all); `num_pairs` are shown rebuilt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     split: Split = "test"
-    limit: int | None = Field(default=None, ge=1)
-    shown: int = Field(default=16, ge=1)
+    max_images: int | None = Field(default=None, ge=1)
+    num_pairs: int = Field(default=16, ge=1, le=1024)
     classifier: ClassifierOptions = ClassifierOptions()
 
 

@@ -47,8 +47,8 @@ def recipe_file(tmp_path_factory):
         "output": str(folder / "out"),
         "tokenizer": "tokenizer.yaml",
         "prior": "prior.yaml",
-        "sample": {"n": 6, "options": {"top_p": 0.9}},
-        "evaluate": {"limit": 10, "shown": 4},
+        "sample": {"num_images": 6, "options": {"top_p": 0.9}},
+        "evaluate": {"max_images": 10, "num_pairs": 4},
     }
     for name, content in {**RECIPES, "pipeline.yaml": pipeline}.items():
         (folder / name).write_text(yaml.safe_dump(content))

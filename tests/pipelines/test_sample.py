@@ -9,14 +9,16 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_uint8
+from pipelines.evaluate.samples import read_samples
 from pipelines.models.checkpoint import LoadedPrior, load_tokenizer
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_seeds import image_seeds
-from pipelines.reconstruct import reconstruct
-from pipelines.sample import read_samples, sample
+from pipelines.reconstruct import ReconstructionRequest, reconstruct
+from pipelines.sample import SampleRequest, sample
 from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
 
@@ -46,7 +48,8 @@ def entries(folder):
 
 
 def test_the_folder_tells_all_of_its_images(image_pipeline, tmp_path):
-    found = sample(image_pipeline, tmp_path / "s", labels=["red circle", 3], n=5, seed=4, top_k=8)
+    request = SampleRequest(labels=("red circle", 3), num_images=5, seed=4, options={"top_k": 8})
+    found = read_samples(sample(image_pipeline, tmp_path / "s", request))
     pipe = ImageGenerationPipeline.from_pretrained(image_pipeline)
     out = pipe(label=[0, 3, 0, 3, 0], generator=4, top_k=8, output_type="pt")
     assert torch.equal(found.images, to_uint8(out.images))
@@ -61,19 +64,19 @@ def test_the_folder_tells_all_of_its_images(image_pipeline, tmp_path):
 
 
 def test_without_labels_every_class_has_its_turn(image_pipeline, tmp_path):
-    found = sample(image_pipeline, tmp_path / "s", n=30)
+    found = read_samples(sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=30)))
     assert found.labels == [i % len(found.classes) for i in range(30)]
 
 
 def test_rerunning_fills_gaps_and_more_images_are_added(image_pipeline, tmp_path):
-    sample(image_pipeline, tmp_path / "whole", n=6)
-    sample(image_pipeline, tmp_path / "grown", n=3, batch_size=2)
+    sample(image_pipeline, tmp_path / "whole", SampleRequest(num_images=6))
+    sample(image_pipeline, tmp_path / "grown", SampleRequest(num_images=3, batch_size=2))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "grown" / "images").iterdir()}
     first, second, third = sorted(kept)
     first.unlink()
     second.write_bytes(second.read_bytes()[:50])  # torn by a crash
     (tmp_path / "grown" / "samples.json").unlink()
-    sample(image_pipeline, tmp_path / "grown", n=6, batch_size=1)
+    sample(image_pipeline, tmp_path / "grown", SampleRequest(num_images=6, batch_size=1))
     assert third.stat().st_mtime_ns == kept[third]
     grown, whole = read_samples(tmp_path / "grown"), read_samples(tmp_path / "whole")
     assert torch.equal(grown.images, whole.images)
@@ -82,23 +85,82 @@ def test_rerunning_fills_gaps_and_more_images_are_added(image_pipeline, tmp_path
 
 
 def test_a_finished_folder_is_left_alone(image_pipeline, tmp_path, capfd):
-    sample(image_pipeline, tmp_path / "s", n=2)
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")}
-    sample(image_pipeline, tmp_path / "s", n=2)
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*")} == before
     assert "already sampled" in " ".join(capfd.readouterr().err.split())
 
 
 def test_other_options_are_refused_until_overwriting(image_pipeline, tmp_path):
-    sample(image_pipeline, tmp_path / "s", n=2, seed=0)
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2, seed=0))
     with pytest.raises(UserError, match=r"holds other samples \(seed: there 0, asked 1\)"):
-        sample(image_pipeline, tmp_path / "s", n=2, seed=1)
-    sample(image_pipeline, tmp_path / "s", n=1, seed=1, overwrite=True)
+        sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2, seed=1))
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=1, seed=1), overwrite=True)
     assert len(files(tmp_path / "s")) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").touch()
     with pytest.raises(UserError, match="was not written by"):
-        sample(image_pipeline, tmp_path / "mine", n=1)
+        sample(image_pipeline, tmp_path / "mine", SampleRequest(num_images=1))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_foreign_folder_is_never_claimed(image_pipeline, tmp_path, overwrite):
+    photos = tmp_path / "photos"
+    (photos / "images").mkdir(parents=True)
+    (photos / "images" / "00000.png").write_text("a wedding")
+    (photos / "request.json").write_text("{}")
+    for _ in range(2):  # a first call must not leave a mark that lets the second one delete
+        with pytest.raises(UserError, match="was not written by `smalti sample`"):
+            sample(image_pipeline, photos, SampleRequest(num_images=1), overwrite=overwrite)
+    assert (photos / "images" / "00000.png").read_text() == "a wedding"
+    assert sorted(path.name for path in photos.iterdir()) == ["images", "request.json"]
+
+
+def test_overwriting_deletes_our_own_files_only(image_pipeline, tmp_path):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
+    (tmp_path / "s" / "thesis.tex").write_text("mine")
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=1, seed=1), overwrite=True)
+    assert (tmp_path / "s" / "thesis.tex").read_text() == "mine"
+    assert len(files(tmp_path / "s")) == 1
+
+
+def test_a_refused_request_deletes_nothing(image_pipeline, tmp_path):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
+    before = files(tmp_path / "s")
+    for wrong in ({"labels": ("purple elephant",)}, {"options": {"top_p": 7.0}}):
+        with pytest.raises(UserError):
+            sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=1, **wrong), overwrite=True)
+    assert files(tmp_path / "s") == before and read_samples(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["request.json", "samples.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"images": 3, "request": 4}'])
+def test_a_damaged_note_is_written_again(image_pipeline, tmp_path, name, content):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
+    whole = read_samples(tmp_path / "s").images
+    (tmp_path / "s" / name).write_text(content)
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2), replace_others=True)
+    assert torch.equal(read_samples(tmp_path / "s").images, whole)
+
+
+def test_other_samples_make_room_where_that_is_asked_for(image_pipeline, tmp_path):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(labels=(0,), num_images=2))
+    sample(image_pipeline, tmp_path / "s", SampleRequest(labels=(1,), num_images=1), replace_others=True)
+    assert read_samples(tmp_path / "s").labels == [1]
+    assert len(files(tmp_path / "s")) == 1
+
+
+def test_more_images_than_a_machine_can_hold_are_refused():
+    with pytest.raises(ValidationError, match="num_images"):
+        SampleRequest(num_images=3_000_000_000)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"images": [{"file": "images/00000.png"}]}'])
+def test_damaged_samples_are_one_message(tmp_path, content):
+    (tmp_path / "samples.json").write_text(content)
+    with pytest.raises(UserError, match=r"samples\.json"):
+        read_samples(tmp_path)
 
 
 def test_samples_that_are_not_there_are_named(tmp_path):
@@ -110,14 +172,17 @@ TWO = """
 import json, sys
 from pathlib import Path
 from pipelines.data import DataConfig
-from pipelines.reconstruct import reconstruct
-from pipelines.sample import sample
+from pipelines.reconstruct import ReconstructionRequest, reconstruct
+from pipelines.sample import SampleRequest, sample
 image_pipeline, output, data = sys.argv[1:]
-sample(image_pipeline, Path(output) / "s", n=5, batch_size=2)
-reconstruct(image_pipeline, DataConfig.model_validate_json(data), Path(output) / "r", n=4)
+sample(image_pipeline, Path(output) / "s", SampleRequest(num_images=5, batch_size=2))
+reconstruct(
+    image_pipeline, DataConfig.model_validate_json(data), Path(output) / "r", ReconstructionRequest(num_pairs=4)
+)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(image_pipeline, make_data, tmp_path):
     data = make_data(train=8, validation=8, test=21)
     with socket.socket() as probe:
@@ -132,8 +197,9 @@ def test_two_processes_write_what_one_writes(image_pipeline, make_data, tmp_path
         for rank in ("0", "1")
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    sample(image_pipeline, tmp_path / "one" / "s", n=5)
-    reconstruct(image_pipeline, data, tmp_path / "one" / "r", n=4)
+    sample(image_pipeline, tmp_path / "one" / "s", SampleRequest(num_images=5))
+    reconstruct(image_pipeline, data, tmp_path / "one" / "r", ReconstructionRequest(num_pairs=4))
     assert torch.equal(read_samples(tmp_path / "two" / "s").images, read_samples(tmp_path / "one" / "s").images)
     one, two = (json.loads((tmp_path / name / "r" / "reconstruction.json").read_text()) for name in ("one", "two"))
-    assert two == {**one, "psnr": pytest.approx(one["psnr"], rel=1e-6), "ssim": pytest.approx(one["ssim"], rel=1e-6)}
+    assert two["request"] == one["request"]
+    assert two["fidelity"] == pytest.approx(one["fidelity"], rel=1e-6)

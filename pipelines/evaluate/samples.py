@@ -1,0 +1,92 @@
+"""The files of `smalti sample`: images that know their own seed, an overview, and `samples.json`."""
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from pipelines.base.documents import read_json_mapping
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid
+
+GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` wrote into `folder`: uint8 `images`, class numbers `labels` (-1: none), names of the `classes`,
+    and each image's log-likelihood in nats under the prior."""
+
+    folder: Path
+    images: UInt8[Tensor, "n c h w"]
+    labels: list[int]
+    classes: list[str] | None
+    logprobs: list[float]
+
+
+def read_samples(folder: str | Path) -> Samples:
+    """The finished samples of a folder, in order.
+
+    Raises:
+        UserError: the folder holds no finished samples, or they are damaged.
+    """
+    folder = Path(folder)
+    path = folder / "samples.json"
+    found = read_json_mapping(path)
+    try:
+        entries = found["images"]
+        labels = [-1 if entry["label"] is None else int(entry["label"]) for entry in entries]
+        logprobs = [float(entry["logprob"]) for entry in entries]
+        with ThreadPoolExecutor(8) as threads:
+            images = torch.stack(list(threads.map(_read_png, [folder / entry["file"] for entry in entries])))
+        return Samples(folder, images, labels, found["classes"], logprobs)
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read as what `smalti sample` wrote ({error}); sample again") from error
+
+
+def image_name(index: int, label: int | None, classes: Sequence[str] | None) -> str:
+    """Where image `index` stands in the folder: images/00003_red-circle.png."""
+    title = "" if label is None else classes[label] if classes else str(label)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:80]
+    return f"images/{index:05d}{'_' + slug if slug else ''}.png"
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What an image says of itself (index, label, seed, logprob, request); empty where it is torn or not ours."""
+    try:
+        with Image.open(path) as image:
+            note = json.loads(image.info["smalti"])
+            image.load()  # a torn file has its text all the same
+        return note if isinstance(note, dict) else {}
+    except (OSError, KeyError, ValueError, SyntaxError):
+        return {}
+
+
+def draw_samples(path: Path, images: Sequence[Path], titles: Sequence[str], cycle: int) -> None:
+    """The first images as one figure. Labels repeat after `cycle` images: one column a label where they are few."""
+    aligned = 2 <= cycle <= GRID_COLUMNS
+    whole = max(d for d in range(1, GRID_COLUMNS + 1) if cycle % d == 0)  # whole rows make up a turn of the labels
+    columns = cycle if aligned else whole if whole > 3 else min(GRID_COLUMNS, max(1, round(len(images) ** 0.5)))
+    shown = min(len(images), columns * GRID_ROWS)
+    save_grid(
+        path,
+        [_read_png(image) for image in images[:shown]],
+        columns,
+        captions=titles[:shown] if any(titles) and not aligned else None,
+        column_labels=titles[:columns] if any(titles) and aligned else None,
+    )
+
+
+def _read_png(path: Path) -> UInt8[Tensor, "c h w"]:
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
