@@ -14,7 +14,7 @@ from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_bytes, write_json, write_text
 from pipelines.base.errors import UserError
 from pipelines.base.progress import console
-from pipelines.data import SPLITS, DataConfig, ImageDataset, Split, open_images
+from pipelines.data import RESOURCES, SPLITS, DataConfig, ImageDataset, Split, open_images
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, differences, narrowest, read_spec
 from pipelines.tokens.card import write_card
@@ -152,7 +152,7 @@ def build_spec(
             batch=compute_batch(model.config.image_size, device.type),
         ),
         source=Source(
-            data=data.model_dump(mode="json", exclude={"preprocess", "augment", "workers"}),
+            data=data.model_dump(mode="json", exclude={"preprocess", "augment", *RESOURCES}),
             provenance={split: dataset.provenance for split, dataset in datasets.items()},
             rows={split: len(dataset) for split, dataset in datasets.items()},
         ),

@@ -17,6 +17,7 @@ from pipelines.data.splits import RowNumbers, carve_split
 from pipelines.data.torchvision import TorchvisionConfig, TorchvisionSplits
 
 __all__ = [
+    "RESOURCES",
     "SPLITS",
     "Augment",
     "DataConfig",
@@ -41,6 +42,9 @@ __all__ = [
 SourceConfig = Annotated[ShapesConfig | TorchvisionConfig | HuggingFaceConfig, Field(discriminator="kind")]
 
 
+RESOURCES = ("workers", "cache_bytes", "cache_file_bytes")  # of DataConfig; they change no image
+
+
 class DataConfig(BaseModel):
     """The `data` block of a recipe.
 
@@ -49,6 +53,11 @@ class DataConfig(BaseModel):
     `validation_fraction`, `test_fraction`: shares of the training rows that serve as these splits where the data has
     none of its own (0: do without). `augment` changes training images only. `workers`: threads that decode pictures (0:
     the cores of this process, at most 8).
+
+    A picture is decoded once: its prepared pixels are kept in memory where those of all rows of the source fit
+    `cache_bytes`. Larger data sets of Hugging Face, and those that several processes of this machine read, use a
+    memory-mapped file of up to `cache_file_bytes` (and half of the free disk) in the folder $SMALTI_CACHE (default:
+    ~/.cache/smalti). It stays for the next command and may be deleted at any time. 0 switches a cache off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +69,8 @@ class DataConfig(BaseModel):
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
     workers: int = Field(default=0, ge=0, le=256)
+    cache_bytes: int = Field(default=2**31, ge=0)
+    cache_file_bytes: int = Field(default=2**35, ge=0)
 
 
 def open_splits(config: SourceConfig, size: int, max_pixels: int) -> ImageSplits:
@@ -88,7 +99,8 @@ def open_images(config: DataConfig, split: Split) -> ImageDataset:
     if not (len(source) if rows is None else len(rows)):
         raise UserError(f"data: the {split} split of {source.provenance} is empty")
     augment = config.augment if split == "train" else Augment()
-    dataset = ImageDataset(source, config.preprocess, rows, augment, config.workers)
+    budgets = config.cache_bytes, config.cache_file_bytes
+    dataset = ImageDataset(source, config.preprocess, rows, augment, config.workers, *budgets)
     if config.on_unreadable == "refuse":
         dataset.check_all_readable()
     else:

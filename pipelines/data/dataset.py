@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from pipelines.base.errors import UserError
@@ -15,14 +17,18 @@ from pipelines.base.progress import progress
 from pipelines.data.augment import Augment
 from pipelines.data.decoding import decode_images
 from pipelines.data.image_files import DECODE_ERRORS, reason
+from pipelines.data.pixel_cache import PixelCache, pixel_cache
 from pipelines.data.preprocess import Preprocess, prepare_image
 from pipelines.data.source import ImageSource, RowMetadata
 from pipelines.data.splits import RowNumbers
 
 CHECKED_AT_ONCE = 1024
 FETCHED_AT_ONCE = 256  # encoded pictures in memory: they may be large
+MOST_REMEMBERED = 100_000  # unreadable rows that are not tried again
 NO_LABEL = "the row has no label that names a class"
 
+# Images and labels (None: no classes) of some rows, and why some places hold nothing.
+PixelsOfRows = tuple[UInt8[Tensor, "n c size size"], Int64[Tensor, " n"] | None, dict[int, str]]
 Indices = Sequence[int] | NDArray[np.int64] | Int64[Tensor, " n"]
 
 
@@ -83,7 +89,8 @@ class ImageDataset:
     augments.
 
     `rows` are the rows of the source that belong to the split (None: all of them). `provenance` says where the images
-    come from, for the spec of a token dataset. `augment` and `workers` (decoding threads, 0: chosen) are the recipe's.
+    come from, for the spec of a token dataset. `augment`, `workers` (decoding threads, 0: chosen) and the budgets of
+    the cache (0: none) are the recipe's.
     """
 
     def __init__(
@@ -93,6 +100,8 @@ class ImageDataset:
         rows: RowNumbers | None = None,
         augment: Augment | None = None,
         workers: int = 0,
+        cache_bytes: int = 0,
+        cache_file_bytes: int = 0,
     ):
         self._source, self.preprocess, self._rows = source, preprocess, rows
         self.augment, self.workers = augment or Augment(), workers
@@ -100,6 +109,12 @@ class ImageDataset:
         self.provenance = {**source.provenance, "rows": len(self)}
         wanted = (preprocess.channels, preprocess.size, preprocess.size)
         self._array = source.array if source.array is not None and source.array.shape == wanted else None
+        self._unreadable: dict[int, str] = {}
+        self._cache: PixelCache | None = None
+        if self._array is None or not self._array.in_memory:
+            identity = None if source.fingerprint is None else f"{source.fingerprint}\n{preprocess.model_dump_json()}"
+            decoded = self._array is None
+            self._cache = pixel_cache(identity, len(source), wanted, cache_bytes, cache_file_bytes, decoded)
 
     def __len__(self) -> int:
         return len(self._source) if self._rows is None else len(self._rows)
@@ -132,17 +147,17 @@ class ImageDataset:
             return Unreadable(known.key, NO_LABEL)
         return Example(known.key, image, known.label, known.text, known.factors)
 
-    def read_pixels(self, indices: Indices) -> PixelBatch:
-        """Images and labels of many rows at once."""
-        images, labels, failures = self._read(rows := self._source_rows(indices))
+    def read_pixels(self, indices: Indices, keep: bool = True) -> PixelBatch:
+        """Images and labels of many rows at once. `keep` their pixels for the next time, if there is a cache."""
+        images, labels, failures = self._read(rows := self._source_rows(indices), keep)
         if not failures:
             return PixelBatch(images, labels, [])
         kept = [place for place in range(len(rows)) if place not in failures]
         return PixelBatch(images[kept], None if labels is None else labels[kept], self._named(rows, failures))
 
-    def read_batch(self, indices: Indices) -> ImageBatch:
-        """Images, labels and metadata of many rows at once."""
-        batch, metadata = self.read_pixels(indices), self._source.metadata(self._source_rows(indices).tolist())
+    def read_batch(self, indices: Indices, keep: bool = True) -> ImageBatch:
+        """Images, labels and metadata of many rows at once; `keep` as in `read_pixels`."""
+        batch, metadata = self.read_pixels(indices, keep), self._source.metadata(self._source_rows(indices).tolist())
         absent = {place for place, _ in batch.unreadable}
         kept = [row for place, row in enumerate(metadata) if place not in absent] if absent else metadata
         return ImageBatch(batch.image, batch.label, batch.unreadable, kept)
@@ -215,18 +230,48 @@ class ImageDataset:
             raise IndexError(f"rows {found.min()} … {found.max()} of {len(self)}")
         return found if self._rows is None else self._rows[found]
 
-    def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
-        """Images and labels of rows of the source, and why some places hold nothing."""
+    def _read(self, rows: NDArray[np.int64], keep: bool = True) -> PixelsOfRows:
+        """Rows of the source: from the cache those that are there; the others are decoded, and kept."""
+        cache = self._cache
+        if cache is None:
+            return self._read_source(rows)
+        known = cache.known(rows)
+        if known.all():
+            images, labels = cache.get(rows)
+            return images, None if self.classes is None else labels, {}
+        missing, origin = np.unique(rows[~known], return_inverse=True)
+        new, new_labels, failed = self._read_source(missing)
+        if keep:
+            good = [place for place in range(len(missing)) if place not in failed]
+            numbers = [-1] * len(good) if new_labels is None else new_labels[good].tolist()
+            cache.put(missing[good].tolist(), new[good] if failed else new, numbers)
+        images, labels = new.new_empty((len(rows), *new.shape[1:])), torch.empty(len(rows), dtype=torch.int64)
+        here = torch.from_numpy(known)
+        images[here], labels[here] = cache.get(rows[known])
+        images[~here] = new[torch.from_numpy(origin)]
+        if new_labels is not None:
+            labels[~here] = new_labels[torch.from_numpy(origin)]
+        places = zip(np.flatnonzero(~known).tolist(), origin.tolist(), strict=True)
+        failures = {place: failed[at] for place, at in places if at in failed}
+        return images, None if self.classes is None else labels, failures
+
+    def _read_source(self, rows: NDArray[np.int64]) -> PixelsOfRows:
         if self._array is not None:
             return self._array.pixels(torch.from_numpy(rows)), self._source.labels(rows.tolist()), {}
-        return self._decode(rows)
+        images, labels, failures = self._decode(rows.tolist())
+        if len(self._unreadable) < MOST_REMEMBERED:
+            self._unreadable |= {int(rows[place]): why for place, why in failures.items()}
+        return images, labels, failures
 
-    def _decode(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None, dict[int, str]]:
-        listed = rows.tolist()
+    def _decode(self, listed: list[int]) -> PixelsOfRows:
         labels = self._source.labels(listed)
         parts, failures = [], {}
         for start in range(0, max(1, len(listed)), FETCHED_AT_ONCE):
-            readers = self._source.readers(listed[start : start + FETCHED_AT_ONCE])
+            part = listed[start : start + FETCHED_AT_ONCE]
+            readers = self._source.readers(part)
+            for place, row in enumerate(part):
+                if row in self._unreadable:
+                    readers[place] = partial(_fail, self._unreadable[row])
             images, failed = decode_images(readers, self.preprocess, self.workers)
             parts.append(images)
             failures |= {start + place: why for place, why in failed.items()}
@@ -239,3 +284,8 @@ class ImageDataset:
         known = self._source.metadata([int(rows[place]) for place in failures]) if failures else []
         pairs = zip(known, failures.items(), strict=True)
         return [(place, Unreadable(row.key, why)) for row, (place, why) in pairs]
+
+
+def _fail(why: str) -> Image.Image:
+    """In place of decoding a row that is known to be unreadable."""
+    raise ValueError(why)

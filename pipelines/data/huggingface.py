@@ -198,7 +198,8 @@ class HuggingFace:
             self.label_column = self.classes = self.numbers = None  # a test split whose labels are withheld
         self.has_text = config.text is not None
         self.array: PixelArray | None = None
-        self.fingerprint: str | None = f"{data._fingerprint} {config.image} {self.label_column} {self.classes}"
+        meaning = [config.image, self.label_column, self.classes, self.max_pixels]
+        self.fingerprint: str | None = f"{data._fingerprint} {json.dumps(meaning)}"
         self.data = data.with_format("arrow")
         given = {"name": config.name, "data_files": config.data_files, "data_dir": config.data_dir}
         self.provenance: dict[str, Any] = {

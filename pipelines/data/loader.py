@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,15 +86,17 @@ def ordered_batches(
     rows: Sequence[int],
     batch_size: int,
     keep_empty: bool = False,
+    keep_pixels: bool = True,
     beside: bool | None = None,
 ) -> Iterator[ImageBatch]:
     """The given rows of the data set in their order, unaugmented, in batches of `batch_size` rows: no padding, no
     duplicates.
 
     A batch is shorter where rows cannot be read; they are listed in its `unreadable`. One without any image is left out
-    unless `keep_empty`. Rows are read in chunks of several batches; `beside` is that of `read_ahead`.
+    unless `keep_empty`. `keep_pixels`: for the next time these rows are read, if the data has a cache. Rows are read in
+    chunks of several batches; `beside` is that of `read_ahead`.
     """
     size = batch_size * batches_per_chunk(batch_size, dataset.image_bytes)
     chunks = (rows[start : start + size] for start in range(0, len(rows), size))
-    for chunk in read_ahead(dataset.read_batch, chunks, beside):
+    for chunk in read_ahead(partial(dataset.read_batch, keep=keep_pixels), chunks, beside):
         yield from (batch for batch in chunk.split(batch_size) if len(batch) or keep_empty)

@@ -86,7 +86,7 @@ def _passes(
     for shard in shards:
         dataset = datasets[shard.split]
         starts = range(shard.rows.start, shard.rows.stop, size)
-        batches = ordered_batches(dataset, shard.rows, size, keep_empty=True)
+        batches = ordered_batches(dataset, shard.rows, size, keep_empty=True, keep_pixels=False)
         for start, batch in zip(starts, batches, strict=True):
             yield _pass(shard, batch, spec, refuse_unreadable, start + size >= shard.rows.stop)
 

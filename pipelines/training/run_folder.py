@@ -12,6 +12,7 @@ from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import dump, flatten_keys
 from pipelines.base.redaction import redact
+from pipelines.data import RESOURCES
 
 # These change how a run is watched or fed, never what it computes.
 KEYS_IGNORED_ON_RESUME = (
@@ -19,7 +20,7 @@ KEYS_IGNORED_ON_RESUME = (
     "training.save_every",
     "training.keep_states",
     "training.trackers",
-    "data.workers",
+    *(f"data.{name}" for name in RESOURCES),
     "output",
 )
 
