@@ -82,8 +82,23 @@ def validate(model: type[Model], content: Any, where: str | Path) -> Model:
         lines = [format_error(detail, model, content) for detail in error.errors()]
         more = [f"… and {len(lines) - MAX_LINES} more mistakes"] if len(lines) > MAX_LINES else []
         raise UserError("\n".join(f"{where}: {line}" for line in lines[:MAX_LINES] + more)) from error
-    _refuse_impossible_numbers(found.model_dump(), where)  # a text such as "nan" may have become a number
+    dumped = found.model_dump()
+    _refuse_impossible_numbers(dumped, where)  # a text such as "nan" may have become a number
+    _refuse_booleans(content, dumped, where)
     return found
+
+
+def _refuse_booleans(content: Any, validated: Any, where: str | Path, key: str = "") -> None:
+    """Raise UserError where true or false was taken for the number 1 or 0."""
+    match content, validated:
+        case dict(), dict():
+            for name, value in content.items():
+                _refuse_booleans(value, validated.get(name), where, f"{key}.{name}" if key else str(name))
+        case list() | tuple(), list() | tuple():
+            for index, pair in enumerate(zip(content, validated, strict=False)):
+                _refuse_booleans(*pair, where, f"{key}.{index}")
+        case bool(), int() | float() if not isinstance(validated, bool):
+            raise UserError(f"{where}: {key}: found {content}, expected a number{_boolean_hint(content, '')}")
 
 
 def _refuse_impossible_numbers(content: Any, where: str | Path, key: str = "") -> None:

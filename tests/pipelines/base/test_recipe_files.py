@@ -47,6 +47,14 @@ class Recipe(Strict):
         ({"name": "a", "net": {"width": 2}}, r"r.yaml: net.kind: missing"),
         ({"nmae": "a"}, r"r.yaml: name: missing"),
         ({"name": "a", "rate": 0}, r"r.yaml: rate: found 0, expected: greater than 0"),
+        ({"name": "a", "rate": True}, r"r.yaml: rate: found True, expected a number. YAML reads"),
+        ({"name": "a", "net": {"kind": "deep", "widths": [1, True]}}, r"r.yaml: net.widths.1: found True"),
+        ({"name": False}, r"r.yaml: name: found False, .* YAML reads a bare yes"),
+        ({"name": "a", "rate": "nan"}, r"r.yaml: rate: found .?nan"),
+        ({"name": "a", "rate": float("inf")}, r"r.yaml: rate: found inf, expected a finite number"),
+        ({"name": "a", "net": {"kind": "flat", "width": 2**63}}, r"r.yaml: net.width: found 9223372036854775808"),
+        ({"name": "a", "x" * 1000: 1}, r"^.{0,300}$"),
+        ({"name": "a", "rate": "x" * 1000}, r"^.{0,300}$"),
     ],
 )
 def test_mistakes_are_named(content, message):

@@ -1,0 +1,31 @@
+"""What no machine can hold is refused by arithmetic, not by trying."""
+
+import pytest
+from torch import nn
+
+from pipelines.base.errors import UserError
+from pipelines.base.memory_limits import check_memory, check_model_size, machine_memory
+
+
+def test_the_machine_has_some_memory_and_no_more_may_be_wanted():
+    check_memory(machine_memory(), "everything")
+    with pytest.raises(UserError, match="a batch would take"):
+        check_memory(machine_memory() + 1, "a batch")
+
+
+@pytest.mark.parametrize("width", [10**6, 2**40, 2**62])
+def test_a_model_that_is_too_large_is_refused(width):
+    with pytest.raises(UserError, match="the model"):
+        check_model_size(lambda: nn.Linear(width, width), "the model")
+
+
+def test_a_small_model_is_built_without_memory():
+    check_model_size(lambda: nn.Linear(3, 3), "the model")
+
+
+def test_a_defect_of_the_model_is_not_hidden():
+    def build():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        check_model_size(build, "the model")
