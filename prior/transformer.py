@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from prior.positions import AxialPositions, rotary_angles
@@ -26,10 +26,10 @@ class TransformerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: PositiveInt = 256
-    depth: PositiveInt = 6
+    depth: int = Field(default=6, gt=0, le=1000)
     heads: PositiveInt = 4
     head_dim: PositiveInt = 64
-    ff_mult: PositiveFloat = 4.0
+    ff_mult: float = Field(default=4.0, gt=0, le=1000)
     """Width of a plain feed-forward of the same size; SwiGLU's is 2/3 of it (arXiv 2002.05202), in multiples of 32."""
     positions: Literal["learned", "rotary"] = "learned"
     """learned: embeddings of row + column (+ quantizer); rotary: of the place in the sequence."""

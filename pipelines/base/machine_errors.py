@@ -60,7 +60,7 @@ def _library_error(error: BaseException) -> str | None:
     text = str(error)
     if (found := OS_ERROR.search(text)) and type(error).__name__ == "SafetensorError":
         return CAUSES.get(int(found[1])) or _first_line(error)
-    if not isinstance(error, (RuntimeError, ValueError)):
+    if not isinstance(error, (RuntimeError, ValueError, TypeError)):
         return None
     if OUT_OF_MEMORY.search(text):
         return f"out of memory ({_first_line(error)}); {MEMORY_ADVICE}"

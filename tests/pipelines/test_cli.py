@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "encode", "decode", "sample", "reconstruct", "run", "inspect", "schema")
+COMMANDS = ("train", "encode", "decode", "sample", "reconstruct", "run", "inspect", "schema")
 
 
 def smalti(monkeypatch, capsys, *arguments):
@@ -23,15 +23,64 @@ def smalti(monkeypatch, capsys, *arguments):
     return stop.value.code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_a_help_with_an_example(verb):
-    result = CliRunner().invoke(cli.app, [verb, "--help"])
-    assert result.exit_code == 0 and f"Example: smalti {verb} " in result.output
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_with_an_example(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0 and f"Example: smalti {command} " in result.output
 
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys; from pipelines import cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+HEAVY = ("torch", "numpy", "PIL")
+SLOW = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "sympy",
+    "triton",
+    "torchvision",
+    "accelerate",
+    "x_transformers",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "fsspec",
+    "matplotlib",
+    "safetensors",
+    "huggingface_hub",
+    "transformers",
+    "tensorboard",
+)
+
+
+def imported_by(*arguments: object) -> tuple[int, set[str], str]:
+    """Exit code of a fresh `smalti …`, the modules that it imported, and what it said on stderr."""
+    code = (
+        "import sys\nfrom pipelines import cli\n"
+        f"sys.argv = {['smalti', *map(str, arguments)]!r}\n"
+        "try: cli.main()\n"
+        "finally: print('MODULES', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    modules = next(line for line in done.stdout.splitlines() if line.startswith("MODULES"))
+    return done.returncode, set(modules.split()[1:]), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "-n", "0", "a", "-o", "b"]])
+def test_help_and_a_mistake_on_the_command_line_import_little(arguments):
+    _, modules, _ = imported_by(*arguments)
+    assert not modules & {*HEAVY, *SLOW}
+
+
+@pytest.mark.parametrize("command", [("train", "tokenizer"), ("train", "prior"), ("run", "pipeline")])
+def test_a_mistake_in_a_recipe_imports_torch_and_no_other_slow_library(command):
+    command, recipe = command
+    code, modules, errors = imported_by(command, f"configs/shapes/{recipe}.yaml", "ouptut=x")
+    assert code == 2 and not modules & set(SLOW)
+    assert errors.startswith("smalti: ") and "did you mean 'output'" in errors and errors.count("\n") == 1
+
+
+def test_a_recipe_that_is_no_recipe_imports_no_torch():
+    code, modules, _ = imported_by("train", "nowhere.yaml")
+    assert code == 2 and not modules & set(SLOW)
 
 
 def test_the_printed_recipe_is_the_resolved_one(monkeypatch, capsys):

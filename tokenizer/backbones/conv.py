@@ -19,8 +19,8 @@ class ConvConfig(Options):
     """One width per halving of the grid, outermost first; the residual blocks run at the last width."""
 
     kind: Literal["conv"] = "conv"
-    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64), min_length=1)
-    residual_blocks: int = Field(default=2, ge=0)
+    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64), min_length=1, max_length=16)
+    residual_blocks: int = Field(default=2, ge=0, le=1000)
     residual_width: int = Field(default=32, gt=0)
 
     @property

@@ -17,8 +17,8 @@ class ResnetConfig(Options):
 
     kind: Literal["resnet"] = "resnet"
     width: int = Field(default=64, gt=0)
-    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 4), min_length=1)
-    residual_blocks: int = Field(default=2, gt=0)  # per level; the decoder has one more, as in VQGAN
+    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 2, 4), min_length=1, max_length=16)
+    residual_blocks: int = Field(default=2, gt=0, le=1000)  # per level; the decoder has one more, as in VQGAN
     attention_grids: tuple[Annotated[int, Field(gt=0)], ...] = ()  # sides of the grids whose blocks attend
     middle_attention: bool = True
     dropout: Annotated[float, TRAINING_ONLY] = Field(default=0.0, ge=0, lt=1)

@@ -1,6 +1,8 @@
 """A codebook that follows its vectors by moving averages, equal on every rank."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +19,16 @@ class QuantizerOutput(NamedTuple):
     vectors: Float[Tensor, "n d"]
     codes: Int[Tensor, " n"]
     nonfinite: Float[Tensor, ""] | None = None
+
+
+def _not_compiled(method: Callable[..., None]) -> Callable[..., None]:
+    """`torch.compiler.disable` at the first call: at import it would load the compiler, which takes over a second."""
+
+    @wraps(method)
+    def call(*arguments: Any) -> None:
+        torch.compiler.disable(method)(*arguments)
+
+    return call
 
 
 class Codebook(nn.Module):
@@ -171,7 +183,7 @@ class Codebook(nn.Module):
             keys, vectors = keys[order], vectors[order]
         return vectors, (keys > 0).sum()
 
-    @torch.compiler.disable()
+    @_not_compiled
     def _initialise(self, vectors: Float[Tensor, "n d"]) -> None:
         """k-means over a sample of all ranks; waits for a batch that has a finite vector."""
         if not self.initialised:

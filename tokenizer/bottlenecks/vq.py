@@ -29,7 +29,7 @@ class VQConfig(Options):
     kind: Literal["vq"] = "vq"
     num_codes: int = Field(default=512, ge=1)
     dim: int = Field(default=64, ge=1)
-    num_quantizers: int = Field(default=1, ge=1, examples=[3])
+    num_quantizers: int = Field(default=1, ge=1, le=256, examples=[3])
     decay: Annotated[float, TRAINING_ONLY] = Field(default=0.99, ge=0, lt=1)
     eps: Annotated[float, TRAINING_ONLY] = Field(default=1e-5, gt=0)
     kmeans_init: Annotated[bool, TRAINING_ONLY] = True

@@ -34,10 +34,11 @@ def test_an_unknown_error_of_the_system_keeps_its_own_words():
         lambda: torch.nn.Linear(2**31, 2**31),
         lambda: torch.zeros(1).expand(2**62, 2**62).clone(),
         lambda: bytearray(2**60),
+        lambda: torch.nn.Linear(2, int(1e300)),
         lambda: torch.Generator().manual_seed(10**23),
         lambda: torch.randperm(2**55),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_a_size_that_no_machine_can_hold_is_a_message(action):
     assert raised(action)
