@@ -202,12 +202,13 @@ def run(
     """
     from pipelines.base.recipe_files import dump
     from pipelines.recipes.pipeline import load_pipeline
-    from pipelines.run import run as command
 
     resolved = load_pipeline(recipe, overrides)
     if print_config:
         print(dump(resolved), end="")
         return
+    from pipelines.run import run as command
+
     command(resolved, overwrite)
 
 
