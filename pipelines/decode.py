@@ -1,26 +1,31 @@
 """Tokens -> pictures: `smalti decode`."""
 
-import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import write_json
+from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid, save_png
+from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import console, progress
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
-from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.dataset import TokenDataset, TokenSplit
 
-GRID = 64  # pictures on the overview
+SHOWN = 64  # pictures on the overview
+ROWS_AT_ONCE = 4096
+PICTURES = OutputKind(name="decoded pictures", command="smalti decode", owned=("decoded.json", "*.png"))
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodeResult:
     """`pictures` PNGs in `folder`, one a row and named by its key, and the overview `grid`."""
 
     folder: Path
@@ -34,47 +39,66 @@ def decode(
     tokens_folder: str | Path,
     output: str | Path,
     split: str = "test",
-    limit: int | None = None,
+    max_images: int | None = None,
     batch_size: int = 64,
     overwrite: bool = False,
-) -> Decoded:
-    """Decode the first `limit` rows of a split (None: all) into PNGs and an overview. Pictures that stand already are
-    not written again. `tokenizer_folder` None takes the tokenizer stored with the tokens.
+) -> DecodeResult:
+    """Decode the first `max_images` rows of a split (None: all) into PNGs and an overview. Pictures that are there
+    already are not written again. `tokenizer_folder` None takes the tokenizer stored with the tokens.
 
     Raises:
         UserError: another tokenizer than the tokens', no such split, or an `output` that holds something else.
     """
+    folder = OutputFolder(output, PICTURES)
+    folder.check(overwrite)
     dataset = TokenDataset.open(tokens_folder)
     rows = dataset.split(split)
-    device = distributed.start().device
-    tokenizer = load_tokenizer(tokenizer_folder or dataset.tokenizer_folder, device)
+    accelerator = distributed.start()
+    tokenizer = load_tokenizer(tokenizer_folder or dataset.tokenizer_folder, accelerator.device)
     dataset.spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), str(dataset.folder))
-    count = len(rows) if limit is None else min(limit, len(rows))
+    count = len(rows) if max_images is None else min(max_images, len(rows))
     if count < 1:
-        raise UserError(f"{dataset.folder}: nothing to decode in split {split!r} ({len(rows)} rows, limit {limit})")
-    output = Path(output)
-    pictures = [output / name for name in file_names(rows.keys[:count])]
-    grid = output / "grid.png"
-    job = {"tokens": dataset.manifest.digest, "split": split, "decoder": _weights(tokenizer)}
-    if _finished(output, job, count, overwrite):
+        raise UserError(f"{dataset.folder}: nothing to decode in split {split!r}, which has {len(rows)} rows")
+    request = {"tokens": dataset.manifest.digest, "split": split, "decoder": _weights(tokenizer)}
+    pictures = [folder.path / name for name in file_names(rows.keys[:count])]
+    result = DecodeResult(folder.path, pictures, folder.path / "grid.png", already_complete=False)
+    if not overwrite and _decoded_rows(folder.path, request) >= count:
         console.print(f"{output}: already decoded, {count:,} pictures; nothing to do", markup=False, soft_wrap=True)
-        return Decoded(output, pictures, grid, already_complete=True)
-    write_json(output / "decoded.json", {**job, "rows": 0})
-    with progress(count, "decode", unit="image") as meter, torch.inference_mode():
-        overview: list[torch.Tensor] = []
-        for start in range(0, count, batch_size):
-            stop = min(start + batch_size, count)
-            wanted = [i for i in range(start, stop) if i < GRID or overwrite or not pictures[i].is_file()]
-            if wanted:
-                images = tokenizer.model.decode_codes(rows.batch(wanted)["codes"].to(device)).cpu()
-                overview += [image for i, image in zip(wanted, images, strict=True) if i < GRID]
-                for i, image in zip(wanted, images, strict=True):
-                    if overwrite or not pictures[i].is_file():
-                        save_png(pictures[i], image, text={"key": rows.keys[i]})
-            meter.advance(stop - start)
-    save_grid(grid, overview, columns=8)
-    write_json(output / "decoded.json", {**job, "rows": count})
-    return Decoded(output, pictures, grid, already_complete=False)
+        return DecodeResult(folder.path, pictures, result.grid, already_complete=True)
+    with folder.begin(overwrite, accelerator):
+        write_json(folder.path / "decoded.json", {**request, "rows": 0})
+        _write_pictures(tokenizer, rows, result, batch_size)
+        write_json(folder.path / "decoded.json", {**request, "rows": count})
+    return result
+
+
+def _write_pictures(tokenizer: LoadedTokenizer, rows: TokenSplit, result: DecodeResult, batch_size: int) -> None:
+    """The PNGs that are not there yet, and the overview, which is always drawn."""
+    shown: list[Tensor] = []
+    with progress(len(result.pictures), "decode", unit="image") as meter:
+        for start in range(0, len(result.pictures), ROWS_AT_ONCE):
+            block = range(start, min(start + ROWS_AT_ONCE, len(result.pictures)))
+            missing = [row for row in block if row < SHOWN or not result.pictures[row].is_file()]
+            meter.advance(len(block) - len(missing))
+            for part, keys, images in _decoded(tokenizer, rows, missing, batch_size):
+                shown += [image for row, image in zip(part, images, strict=True) if row < SHOWN]
+                for row, key, image in zip(part, keys, images, strict=True):
+                    if not result.pictures[row].is_file():
+                        save_png(result.pictures[row], image, text={"key": key})
+                meter.advance(len(part))
+    save_grid(result.grid, shown, columns=8)
+
+
+@torch.inference_mode()
+def _decoded(
+    tokenizer: LoadedTokenizer, split: TokenSplit, rows: list[int], batch_size: int
+) -> Iterator[tuple[list[int], list[str], Tensor]]:
+    """Rows, keys and images (b, c, h, w) in [0, 1] of at most `batch_size` rows at once."""
+    stored = split.part(rows)
+    device = next(tokenizer.model.parameters()).device
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        yield rows[part], stored.keys[part], tokenizer.model.decode_codes(stored.codes(part).to(device)).cpu()
 
 
 def file_names(keys: list[str]) -> list[str]:
@@ -91,26 +115,20 @@ def file_names(keys: list[str]) -> list[str]:
 
 def _weights(tokenizer: LoadedTokenizer) -> str:
     """Identity of the decoder too: the fingerprint leaves it out, pictures depend on it."""
-    return json.loads((tokenizer.folder / "config.json").read_text())["weights_sha256"]
+    return read_json_mapping(tokenizer.folder / "config.json")["weights_sha256"]
 
 
-def _finished(output: Path, job: dict[str, Any], count: int, overwrite: bool) -> bool:
-    """Whether `output` holds this job; UserError when it holds anything else."""
-    note = output / "decoded.json"
-    if not output.exists() or not any(output.iterdir()):
-        return False
-    if not note.is_file():
-        raise UserError(f"{output}: is not empty and was not written by `smalti decode`; choose another --output")
-    if overwrite:
-        return False
-    try:
-        written = json.loads(note.read_text())
-        done = written.pop("rows")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{note}: cannot be read ({error}); choose another --output, or --overwrite") from error
-    if written != job:
+def _decoded_rows(folder: Path, request: dict[str, Any]) -> int:
+    """How many rows of this request the folder holds. UserError when it holds another request's."""
+    written = read_json_if_valid(folder / "decoded.json")
+    if written is None:
+        return 0
+    done = written.pop("rows", 0)
+    if written != request:
         differing = ", ".join(
-            f"{key} {written.get(key)!r} (asked: {job[key]!r})" for key in job if written.get(key) != job[key]
+            f"{key} {written.get(key)!r} (asked: {request[key]!r})"
+            for key in request
+            if written.get(key) != request[key]
         )
-        raise UserError(f"{output}: holds other pictures: {differing}; choose another --output, or --overwrite")
-    return done >= count
+        raise UserError(f"{folder}: holds other pictures: {differing}; choose another --output, or --overwrite")
+    return done if isinstance(done, int) else 0

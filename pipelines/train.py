@@ -21,7 +21,6 @@ from pipelines.training.loop import Batch, Job, Phase, train
 from pipelines.training.metrics_log import check_trackers
 from pipelines.training.run_folder import RunFolder
 from prior import (
-    CountBaselines,
     PriorConfig,
     PriorPhase,
     SamplingRequest,
@@ -148,8 +147,7 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
     classes = _classes(recipe, dataset)
     rows, size = range(min(len(held_out), recipe.training.validation_images)), recipe.training.batch_size
     spec = dataset.spec
-    baseline = CountBaselines(spec.codebook_size).fit(torch.from_numpy(tokens.tokens.copy()).view(-1, *spec.grid))
-    anchors = baseline.bits_per_token(held_out.batch(rows)["codes"])
+    anchors = dataset.baselines().bits_per_token(held_out.batch(rows)["codes"])
 
     def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         for step in range(start, recipe.training.steps):
@@ -175,7 +173,7 @@ def _prior_job(recipe: PriorRecipe, folder: RunFolder) -> tuple[dict[str, Phase]
         names = [classes[int(label)] for label in labels] if classes and labels is not None else None
         save_grid(folder.path / "pictures" / f"samples-{step:08d}.png", pictures, columns=8, captions=names)
 
-    vocabulary = Vocabulary.of_labels_and_codes(spec.codebook_size, spec.grid, len(classes) if classes else None)
+    vocabulary = Vocabulary.of_labels_and_codes(spec.num_codes, spec.grid, len(classes) if classes else None)
     config = PriorConfig(
         vocabulary=vocabulary, transformer=recipe.transformer, condition_dropout=recipe.condition_dropout
     )

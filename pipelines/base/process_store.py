@@ -58,3 +58,13 @@ def wait_for(store: Any, key: str) -> str:
     while not store.check([key]):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return store.get(key).decode()
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Return once every process has called this, however long the slowest takes: a barrier has a timeout."""
+    if processes.num_processes == 1:
+        return
+    store, key = group_store(), new_key("all")
+    store.add(key, 1)
+    while store.add(key, 0) < processes.num_processes:
+        time.sleep(SECONDS_BETWEEN_LOOKS)

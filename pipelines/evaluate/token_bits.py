@@ -8,12 +8,12 @@ import torch
 from pipelines.base.progress import progress
 from pipelines.models.checkpoint import load_prior
 from pipelines.tokens.dataset import TokenDataset
-from prior import CountBaselines, sequence_bits
+from prior import sequence_bits
 
 
 @dataclass(frozen=True)
 class TokenBits:
-    """Mean bits per token over `images` held-out images. The baselines are fitted on the train split."""
+    """Mean bits per token over `images` held-out images. The baselines were fitted on the train split by `encode`."""
 
     images: int
     prior: float
@@ -41,10 +41,9 @@ def token_bits(
     """
     dataset, loaded = TokenDataset.open(tokens_folder), load_prior(prior_folder, device)
     loaded.spec.check_same_codes(dataset.spec, str(prior_folder), str(tokens_folder))
-    train, held_out = dataset.split("train"), dataset.split(split)
+    held_out = dataset.split(split)
     rows = range(len(held_out) if limit is None else min(limit, len(held_out)))
-    baseline = CountBaselines(dataset.spec.codebook_size).fit(train.batch(range(len(train)))["codes"])
-    counted = baseline.bits_per_token(held_out.batch(rows)["codes"])
+    counted = dataset.baselines().bits_per_token(held_out.batch(rows)["codes"])
     conditional, total = loaded.model.vocabulary.num_classes is not None, 0.0
     with progress(len(rows), "held-out bits", "image") as meter:
         for start in range(0, len(rows), batch_size):

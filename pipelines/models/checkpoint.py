@@ -50,10 +50,10 @@ class PriorFolder(BaseModel):
     def _agree(self) -> Self:
         vocabulary, spec = self.model.vocabulary, self.token_spec
         codes, num_classes = vocabulary.codes, vocabulary.num_classes
-        if (codes.size, codes.axes) != (spec.codebook_size, spec.grid):
+        if (codes.size, codes.axes) != (spec.num_codes, spec.grid):
             raise ValueError(
                 f"model.vocabulary has {codes.size} codes on the grid {codes.axes}, token_spec has "
-                f"{spec.codebook_size} on {spec.grid}; expected the same"
+                f"{spec.num_codes} on {spec.grid}; expected the same"
             )
         if codes.length > MOST_POSITIONS:
             raise ValueError(f"the grid {codes.axes} is too large, expected at most {MOST_POSITIONS:,} positions")

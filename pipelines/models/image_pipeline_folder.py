@@ -135,7 +135,7 @@ def _card(tokenizer: LoadedTokenizer, prior: LoadedPrior) -> str:
         size=config.image_size,
         mode=spec.preprocess.mode,
         tokens=spec.tokens_per_image,
-        codes=spec.codebook_size,
+        codes=spec.num_codes,
         kind=config.bottleneck.kind,
         condition="none" if num_classes is None else ", ".join(prior.classes or (f"{num_classes} labels",)),
     )

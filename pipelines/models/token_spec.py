@@ -1,8 +1,8 @@
-"""The spec of a token dataset: what stage one promises and stage two believes.
+"""The spec of a token dataset: the contract between the two stages.
 
-It holds what decides the tokens, nothing that is measured from them: the same spec means the same tokens, so its hash
-is written into every shard and tells a finished shard from a foreign one. Figures of a run (codes used, perplexity,
-PSNR, skipped images) stand in `manifest.json` and on the card.
+It holds what decides the tokens and nothing that is measured from them. The hash of what decides them is written into
+every shard, so that a finished shard is told from a foreign one. Measured figures (codes used, perplexity, PSNR,
+skipped images) stand in `manifest.json` and on the card.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import flatten_keys, validate
 from pipelines.base.redaction import Public
@@ -19,15 +20,18 @@ from pipelines.data.preprocess import Preprocess
 from pipelines.data.source import Split
 
 Unsigned = Literal["uint8", "uint16", "uint32"]
+MAX_TOKENS_PER_IMAGE = 2**24
 
 
-def narrowest(codebook_size: int) -> Unsigned:
-    """The smallest unsigned integers that hold codes 0 … codebook_size - 1."""
-    return "uint8" if codebook_size <= 2**8 else "uint16" if codebook_size <= 2**16 else "uint32"
+def smallest_dtype(num_codes: int) -> Unsigned:
+    """The smallest unsigned integers that hold codes 0 … num_codes - 1."""
+    return "uint8" if num_codes <= 2**8 else "uint16" if num_codes <= 2**16 else "uint32"
 
 
 class TokenizerIdentity(BaseModel):
-    """Which tokenizer made the tokens. `fingerprint` covers preprocessing, encoder and codebook, not the decoder."""
+    """The tokenizer that made the tokens. `fingerprint` covers preprocessing, encoder and codebook, not the decoder;
+    `codebook_sha256` covers the codebook alone. `library_version` is for people; the hash of the spec leaves it out.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
@@ -50,30 +54,35 @@ class Compute(BaseModel):
 
 
 class Source(BaseModel):
-    """Where the images came from: the data block of the recipe (what `inspect --verify` opens again), what the source
-    reports of each split, and the number of rows of each.
+    """Where the images came from.
+
+    `data`: the data block of the recipe, which `inspect --verify` opens again. `provenance`: what the source reports of
+    each split. Both may name folders, which may move; the hash of the spec leaves them out. `rows`: the number of
+    images of each split. `digests`: a sha256 for each split over how its rows are chosen and a sample of its images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: Public
     provenance: dict[Split, Public] = Field(default_factory=dict)
     rows: dict[Split, int]
+    digests: dict[Split, str] = Field(default_factory=dict)
 
 
 class TokenSpec(BaseModel):
     """The canonical spec, written as `token_spec.json` and embedded in a prior's `config.json`.
 
-    `grid` is (h, w, q): rows, columns, codes a position. `order` says how codes become a row of h*w*q tokens: position
-    by position from the top left, the q codes of a position side by side. Values are 0 … codebook_size - 1 only;
-    special ids belong to the prior. `classes` names the labels, in order (None: no labels).
+    `levels` are the grids of codes, (rows, columns) each, coarse to fine; today's tokenizers have one. A position holds
+    `num_quantizers` codes. `order` says how codes become a row of tokens: level by level, position by position from the
+    top left, the codes of a position side by side. Values are 0 … num_codes - 1 only; special ids belong to the prior.
+    `preprocess` holds the image size. `classes` names the labels, in order (None: no labels).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["smalti-tokens/1"] = "smalti-tokens/1"
-    codebook_size: int = Field(ge=1, le=2**32)
-    num_codebooks: int = Field(ge=1)
-    grid: tuple[int, int, int]
-    order: Literal["raster, depth-minor"] = "raster, depth-minor"
+    num_codes: int = Field(ge=1, le=2**32)
+    num_quantizers: int = Field(ge=1)
+    levels: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=1)
+    order: Literal["raster, quantizers innermost"] = "raster, quantizers innermost"
     dtype: Unsigned
     tokenizer: TokenizerIdentity
     preprocess: Preprocess
@@ -85,25 +94,44 @@ class TokenSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if min(self.grid) < 1 or self.grid[2] != self.num_codebooks:
-            raise ValueError(f"grid {self.grid} must be positive and end in num_codebooks = {self.num_codebooks}")
-        if self.dtype != narrowest(self.codebook_size):
-            fitting = narrowest(self.codebook_size)
-            raise ValueError(f"dtype of {self.codebook_size} codes is {fitting}, found {self.dtype}")
+        size = self.preprocess.size
+        for level in self.levels:
+            if not (min(level) >= 1 and max(level) <= size):
+                raise ValueError(f"level {level}: expected 1 … {size} rows and columns for images of {size} x {size}")
+        if self.tokens_per_image > MAX_TOKENS_PER_IMAGE:
+            raise ValueError(f"{self.tokens_per_image:,} tokens an image, expected at most {MAX_TOKENS_PER_IMAGE:,}")
+        if self.dtype != (fitting := smallest_dtype(self.num_codes)):
+            raise ValueError(f"dtype of {self.num_codes} codes is {fitting}, found {self.dtype}")
+        if self.classes is not None and len({*self.classes}) < len(self.classes):
+            raise ValueError(f"classes {_shown(self.classes)}: expected names that differ")
         if self.shards.keys() != self.source.rows.keys():
             raise ValueError(f"shards are planned for {sorted(self.shards)}, rows given for {sorted(self.source.rows)}")
+        if min((*self.shards.values(), *self.source.rows.values()), default=1) < 1:
+            raise ValueError(
+                f"expected at least one shard and one row in each split: {self.shards}, {self.source.rows}"
+            )
         return self
 
     @property
+    def grid(self) -> tuple[int, int, int]:
+        """(h, w, q) of the only level: rows, columns, codes a position."""
+        return (*self.levels[0], self.num_quantizers)
+
+    @property
     def tokens_per_image(self) -> int:
-        height, width, depth = self.grid
-        return height * width * depth
+        return sum(rows * columns for rows, columns in self.levels) * self.num_quantizers
 
     @property
     def sha256(self) -> str:
-        """Hash of the canonical JSON: sorted keys, no spaces."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Hash of what decides the tokens. Fields at their defaults and places of files are left out, so that neither a
+        new option nor another path changes it.
+        """
+        content = json.dumps(self._hashed(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def _hashed(self) -> dict[str, Any]:
+        left_out = {"source": {"data", "provenance"}, "tokenizer": {"library_version"}}
+        return {"format": self.format} | self.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
 
     def check_tokenizer(self, fingerprint: str, tokenizer: str = "the tokenizer", tokens: str = "the tokens") -> None:
         """Raise UserError, naming both sides, unless these tokens were made by the tokenizer of that fingerprint.
@@ -113,7 +141,7 @@ class TokenSpec(BaseModel):
         if fingerprint != self.tokenizer.fingerprint:
             raise UserError(
                 f"{tokenizer} has fingerprint {fingerprint[:12]}…, but {tokens} were made by a tokenizer with "
-                f"fingerprint {self.tokenizer.fingerprint[:12]}… ({self.tokenizer.kind}, {self.codebook_size} codes, "
+                f"fingerprint {self.tokenizer.fingerprint[:12]}… ({self.tokenizer.kind}, {self.num_codes} codes, "
                 f"grid {'x'.join(map(str, self.grid))}): they do not belong together"
             )
 
@@ -121,7 +149,7 @@ class TokenSpec(BaseModel):
         """Raise UserError unless a model of one spec understands the tokens of the other: same tokenizer, codes, grid
         and classes. Source, shards and compute may differ (another data set, encoded by the same tokenizer).
         """
-        for name in ("codebook_size", "grid", "order", "classes"):
+        for name in ("num_codes", "grid", "order", "classes"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise UserError(f"{here} has {name} {mine}, {there} has {theirs}: they do not belong together")
@@ -129,8 +157,8 @@ class TokenSpec(BaseModel):
 
 
 def differences(found: TokenSpec, expected: TokenSpec) -> list[str]:
-    """The fields in which two specs differ, in words: `compute.torch: found '2.9', expected '2.15'`."""
-    mine, theirs = flatten_keys(found.model_dump(mode="json")), flatten_keys(expected.model_dump(mode="json"))
+    """The fields that change the hash of a spec, in words: `compute.torch: found '2.9', expected '2.15'`."""
+    mine, theirs = flatten_keys(found._hashed()), flatten_keys(expected._hashed())
     absent = object()
     return [
         f"{key}: found {_shown(mine.get(key, None))}, expected {_shown(theirs.get(key, None))}"
@@ -146,8 +174,4 @@ def _shown(value: Any) -> str:
 
 def read_spec(path: Path) -> TokenSpec:
     """Read `token_spec.json`; UserError when it is missing, unreadable or not a spec."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a token spec ({error})") from error
-    return validate(TokenSpec, content, path)
+    return validate(TokenSpec, read_json_mapping(path), path)

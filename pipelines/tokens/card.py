@@ -42,7 +42,7 @@ def write_card(folder: Path, spec: TokenSpec, manifest: Manifest) -> None:
 
 
 def _body(folder: Path, spec: TokenSpec, manifest: Manifest) -> str:
-    height, width, depth = spec.grid
+    height, width, num_quantizers = spec.grid
     rows = "\n".join(
         f"| {name} | {split.rows:,} | {len(split.skipped)} | "
         + (
@@ -57,7 +57,8 @@ def _body(folder: Path, spec: TokenSpec, manifest: Manifest) -> str:
     return f"""# Image tokens
 
 Each row is one {spec.preprocess.size} x {spec.preprocess.size} image as {spec.tokens_per_image} tokens: a grid of
-{height} x {width} positions with {depth} of {spec.codebook_size} codes each, raster order. Written by `smalti encode`.
+{height} x {width} positions with {num_quantizers} of {spec.num_codes} codes each, raster order.
+Written by `smalti encode`.
 
 | split | rows | skipped | codes used | perplexity | unigram bits a token | PSNR, dB | codebook |
 |---|---|---|---|---|---|---|---|

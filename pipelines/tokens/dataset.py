@@ -1,6 +1,6 @@
-"""Reading a token dataset: opened against its manifest, held as one unsigned array a split, gathered by rows."""
+"""Reading a token dataset: opened against its manifest, read file by file or as one unsigned array a split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,12 @@ from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
 from pipelines.data.source import Split
 from pipelines.models.token_spec import TokenSpec, read_spec
-from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, read_manifest
-from pipelines.tokens.shards import RERUN, read_column, read_tokens, row_count
+from pipelines.tokens.baselines import read_baselines
+from pipelines.tokens.manifest import Manifest, ManifestSplit, read_manifest
+from pipelines.tokens.shards import RERUN, read_column, read_labels, read_rows, read_tokens, row_count
+from prior import CountBaselines
+
+Rows = Sequence[int] | range | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,10 @@ class TokenRow:
 
 
 class TokenSplit:
-    """The rows of one split, in the source's order; map-style. Tokens stay in 1, 2 or 4 bytes each: a million images of
-    256 tokens take 512 MB as uint16.
+    """The rows of one split, in the source's order; map-style.
+
+    `batch` and `tokens` hold the whole split in memory, in 1, 2 or 4 bytes a token: a million images of 256 tokens take
+    512 MB as uint16. `chunks` and `part` read only the files that they need.
     """
 
     def __init__(self, folder: Path, spec: TokenSpec, name: Split, entry: ManifestSplit):
@@ -44,30 +50,27 @@ class TokenSplit:
     def files(self) -> list[Path]:
         return [self.folder / shard.file for shard in self.entry.shards]
 
-    @cached_property
-    def _loaded(self) -> tuple[np.ndarray, np.ndarray | None]:
-        tokens = np.empty((len(self), self.spec.tokens_per_image), self.spec.dtype)
-        labels = np.empty(len(self), np.int64) if self.spec.classes is not None else None
-        start = 0
-        for file in self.files:
-            part, part_labels = read_tokens(file, self.spec)
-            stop = start + len(part)
-            tokens[start:stop] = part
-            if labels is not None and part_labels is not None:
-                labels[start:stop] = part_labels
-            start = stop
-        tokens.flags.writeable = False
-        return tokens, labels
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All tokens in chunks of at most 4,096 rows, (rows, h*w*q) unsigned."""
+        return (chunk for file in self.files for chunk in read_tokens(file, self.spec))
 
-    @property
+    @cached_property
     def tokens(self) -> np.ndarray:
         """(rows, h*w*q) unsigned, read-only: raster order, the q codes of a position side by side."""
-        return self._loaded[0]
+        tokens = np.empty((len(self), self.spec.tokens_per_image), self.spec.dtype)
+        start = 0
+        for chunk in self.chunks():
+            tokens[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        tokens.flags.writeable = False
+        return tokens
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray | None:
         """(rows,) int64, -1 where a row has no label; None where the data set has no classes."""
-        return self._loaded[1]
+        if self.spec.classes is None:
+            return None
+        return np.concatenate([read_labels(file, self.spec) for file in self.files])
 
     @cached_property
     def keys(self) -> list[str]:
@@ -82,15 +85,42 @@ class TokenSplit:
         text = None if self.texts is None else self.texts[index]
         return TokenRow(self.keys[index], self.tokens[index].reshape(self.spec.grid), label, text)
 
-    def batch(self, indices: Sequence[int] | range | np.ndarray | Tensor) -> dict[str, Tensor]:
+    def batch(self, indices: Rows) -> dict[str, Tensor]:
         """{"codes": (b, h, w, q) int64, "label": (b,) int64 if there are classes}, rows in the order asked."""
         rows = np.asarray(indices)
         codes = torch.from_numpy(self.tokens[rows].astype(np.int64)).view(len(rows), *self.spec.grid)
         return {"codes": codes} | ({} if self.labels is None else {"label": torch.from_numpy(self.labels[rows])})
 
+    def part(self, indices: Rows) -> "TokenPart":
+        """Keys and tokens of some rows, ascending, from the files that hold them."""
+        rows = np.asarray(indices)
+        ends = np.cumsum([shard.rows for shard in self.entry.shards])
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < len(self) and (np.diff(rows) > 0).all()):
+            raise IndexError(f"expected ascending rows of 0 … {len(self) - 1}")
+        parts = [([], np.empty((0, self.spec.tokens_per_image), self.spec.dtype))]
+        where = np.searchsorted(ends, rows, side="right")
+        for shard in np.unique(where).tolist():
+            inside = rows[where == shard] - (ends[shard] - self.entry.shards[shard].rows)
+            parts.append(read_rows(self.files[shard], self.spec, inside))
+        keys, tokens = [key for part in parts for key in part[0]], np.concatenate([part[1] for part in parts])
+        return TokenPart(keys, tokens, self.spec.grid)
+
+
+@dataclass(frozen=True)
+class TokenPart:
+    """Some rows of a split: `keys`, and `tokens` (rows, h*w*q) unsigned."""
+
+    keys: list[str]
+    tokens: np.ndarray
+    grid: tuple[int, int, int]
+
+    def codes(self, rows: slice | np.ndarray | Sequence[int]) -> Tensor:
+        """(b, h, w, q) int64."""
+        return torch.from_numpy(self.tokens[rows].astype(np.int64)).view(-1, *self.grid)
+
 
 class TokenDataset:
-    """A complete token dataset. `open` holds sizes and row counts against the manifest, `verify_files` the hashes."""
+    """A complete token dataset. `open` checks sizes and row counts against the manifest, `verify_files` the hashes."""
 
     def __init__(self, folder: Path, spec: TokenSpec, manifest: Manifest):
         self.folder, self.spec, self.manifest = folder, spec, manifest
@@ -118,7 +148,12 @@ class TokenDataset:
             )
         for split in manifest.splits.values():
             for shard in split.shards:
-                _check_file(folder / shard.file, shard)
+                _check_size(folder / shard.file, shard.bytes)
+                if (rows := row_count(folder / shard.file)) != shard.rows:
+                    path = folder / shard.file
+                    raise UserError(f"{path}: found {rows} rows, manifest.json has {shard.rows}; {RERUN}")
+        if manifest.baselines is not None:
+            _check_size(folder / manifest.baselines.file, manifest.baselines.bytes)
         return cls(folder, spec, manifest)
 
     @property
@@ -140,23 +175,31 @@ class TokenDataset:
             self._splits[name] = TokenSplit(self.folder, self.spec, name, self.manifest.splits[name])
         return self._splits[name]
 
+    def baselines(self) -> CountBaselines:
+        """The unigram and the bigram that `encode` fitted on the train split.
+
+        Raises:
+            UserError: there is no train split, or the file is damaged.
+        """
+        entry = self.manifest.baselines
+        if entry is None:
+            found = ", ".join(self.splits)
+            raise UserError(
+                f"{self.folder}: has no baselines, which `smalti encode` fits on split 'train' (has {found})"
+            )
+        return read_baselines(self.folder / entry.file, entry.sha256, self.spec)
+
     def verify_files(self) -> None:
         """Read every byte: UserError names the first file whose sha256 is not the manifest's."""
-        for split in self.manifest.splits.values():
-            for shard in split.shards:
-                path = self.folder / shard.file
-                found = sha256_of(path)
-                if found != shard.sha256:
-                    expected = f"manifest.json has {shard.sha256[:12]}…"
-                    raise UserError(f"{path}: sha256 is {found[:12]}…, {expected}; {RERUN}")
+        entries = [shard for split in self.manifest.splits.values() for shard in split.shards]
+        for entry in [*entries, *([self.manifest.baselines] if self.manifest.baselines else [])]:
+            path = self.folder / entry.file
+            if (found := sha256_of(path)) != entry.sha256:
+                raise UserError(f"{path}: sha256 is {found[:12]}…, manifest.json has {entry.sha256[:12]}…; {RERUN}")
 
 
-def _check_file(path: Path, shard: ShardEntry) -> None:
+def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
         raise UserError(f"{path}: missing, but manifest.json names it; rerun the `smalti encode` command that wrote it")
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise UserError(f"{path}: found {size} bytes, manifest.json has {shard.bytes}; {RERUN}")
-    rows = row_count(path)
-    if rows != shard.rows:
-        raise UserError(f"{path}: found {rows} rows, manifest.json has {shard.rows}; {RERUN}")
+    if (found := path.stat().st_size) != expected:
+        raise UserError(f"{path}: found {found} bytes, manifest.json has {expected}; {RERUN}")

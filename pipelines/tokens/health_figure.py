@@ -1,5 +1,7 @@
 """The codebook at a glance: how often each code is used, and what the most and the least used codes look like."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,43 +24,74 @@ def draw_health(path: Path, window: TokenWindow, health: CodebookHealth, model: 
     """Write one PNG: the usage of all codes, sorted, and patches of the most and least used ones.
 
     A patch is a place where the code occurs, cut from the whole decoded image together with the positions around it:
-    what a code means is only seen in context. Codes of all depths are counted together.
+    what a code means is only seen in context. Codes of all quantizers are counted together.
     """
-    counts = np.bincount(window.tokens.reshape(-1), minlength=window.codebook_size)
+    counts = health.counts.sum(0).numpy()
     order = np.argsort(-counts, kind="stable")
     used = order[counts[order] > 0]
     most, least = used[:CODES], used[CODES:][-CODES:]
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     axes = figure.subplot_mosaic([["usage", "usage"], ["most", "least"]], height_ratios=[1, 1.25])
     _draw_usage(axes["usage"], counts[order], health, window)
+    places = find_places(window, counts, [*most.tolist(), *least.tolist()])
     for name, codes in (("most", most), ("least", least)):
-        _draw_patches(axes[name], f"{name} used codes", codes, counts, window, model)
+        strips = {code: (int(counts[code]), patches(window, model, places[code])) for code in codes.tolist()}
+        _draw_patches(axes[name], f"{name} used codes", strips)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     return path
 
 
-def patches(window: TokenWindow, model: Autoencoder, code: int, examples: int = EXAMPLES) -> Tensor:
-    """Up to `examples` places of a code, evenly spread over the window: uint8 (e, c, s, s), decoded with their images.
+@dataclass
+class Places:
+    """Where a code occurs: rows of tokens, and the position of the code in each."""
 
-    s is the side of a position and half of one on every side; what lies outside the picture is white.
+    rows: list[np.ndarray] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+
+def find_places(
+    window: TokenWindow, counts: np.ndarray, codes: Sequence[int], examples: int = EXAMPLES
+) -> dict[int, Places]:
+    """Up to `examples` places of each code, evenly spread over its occurrences; the window is read once.
+
+    `counts` (K,) says how often each code occurs.
     """
-    _, width, depth = window.grid
-    places = np.flatnonzero(window.tokens.reshape(-1) == code)
-    places = places[np.unique(np.linspace(0, len(places) - 1, min(examples, len(places))).round().astype(int))]
-    rows, cells = np.divmod(places, window.tokens.shape[1])
-    cells = cells // depth
+    found = {code: Places() for code in codes}
+    spread = {code: np.linspace(0, counts[code] - 1, min(examples, counts[code])).round() for code in codes}
+    wanted = {code: np.unique(places).astype(np.int64) for code, places in spread.items()}
+    seen = dict.fromkeys(codes, 0)
+    for chunk in window.read():
+        for code in codes:
+            if seen[code] > wanted[code][-1]:
+                continue
+            here = np.flatnonzero(chunk.reshape(-1) == code)
+            inside = wanted[code][(wanted[code] >= seen[code]) & (wanted[code] < seen[code] + len(here))] - seen[code]
+            rows, positions = np.divmod(here[inside], chunk.shape[1])
+            found[code].rows += [chunk[row].copy() for row in rows]
+            found[code].positions += positions.tolist()
+            seen[code] += len(here)
+    return found
+
+
+def patches(window: TokenWindow, model: Autoencoder, places: Places) -> Tensor:
+    """The places of one code as pictures: uint8 (e, c, s, s), cut from their decoded images.
+
+    s is the side of a position and half of one on every side; what lies outside the image is white.
+    """
+    _, width, num_quantizers = window.grid
     device = next(model.parameters()).device
     with torch.inference_mode():
-        images = to_uint8(model.decode_codes(window.codes(rows).to(device))).cpu()
+        images = to_uint8(model.decode_codes(window.codes(np.stack(places.rows)).to(device))).cpu()
     side = images.shape[-1] // width
     margin = max(1, side // 2)
     images = torch.nn.functional.pad(images, (margin, margin, margin, margin), value=255)
     span = side + 2 * margin
+    cells = [divmod(position // num_quantizers, width) for position in places.positions]
     return torch.stack(
         [
             image[:, y * side : y * side + span, x * side : x * side + span]
-            for image, y, x in zip(images, cells // width, cells % width, strict=True)
+            for image, (y, x) in zip(images, cells, strict=True)
         ]
     )
 
@@ -71,7 +104,7 @@ def _draw_usage(axes: Axes, counts: np.ndarray, health: CodebookHealth, window: 
     axes.axhline(100 / len(share), color="0.5", linewidth=0.8, linestyle="--")
     if len(used) < len(share):
         axes.axvspan(len(used) - 0.5, len(share) - 0.5, color="tab:red", alpha=0.15)
-    axes.set_yscale("log")  # a few codes of plain ground would flatten all others
+    axes.set_yscale("log")  # a few codes of plain background would flatten all others
     axes.set_xlim(-0.5, len(share) - 0.5)
     axes.set_ylim(bottom=floor)
     axes.set_xlabel("codes, most used first (dashed: all equally often; red: never used)")
@@ -82,21 +115,18 @@ def _draw_usage(axes: Axes, counts: np.ndarray, health: CodebookHealth, window: 
     )
 
 
-def _draw_patches(
-    axes: Axes, title: str, codes: np.ndarray, counts: np.ndarray, window: TokenWindow, model: Autoencoder
-) -> None:
+def _draw_patches(axes: Axes, title: str, strips: dict[int, tuple[int, Tensor]]) -> None:
+    """One row a code: how often it occurs, and its patches."""
     axes.set_title(title)
     axes.axis("off")
-    if not len(codes):
-        axes.text(0.5, 0.5, "none left", ha="center", transform=axes.transAxes)
+    if not strips:
+        axes.text(0.5, 0.5, "no other code is used", ha="center", transform=axes.transAxes)
         return
-    strips = [patches(window, model, int(code)) for code in codes]
-    channels, side = strips[0].shape[1], strips[0].shape[-1]
+    channels, side = next(iter(strips.values()))[1].shape[1::2]
     step = side + GAP
-    sheet = np.full((len(codes) * step, EXAMPLES * step, channels), 255, np.uint8)
-    for row, strip in enumerate(strips):
+    sheet = np.full((len(strips) * step, EXAMPLES * step, channels), 255, np.uint8)
+    for row, (code, (count, strip)) in enumerate(strips.items()):
         for column, patch in enumerate(strip):
             sheet[row * step : row * step + side, column * step : column * step + side] = patch.permute(1, 2, 0).numpy()
-        label = f"code {codes[row]} ({counts[codes[row]]:,})"
-        axes.text(-GAP, row * step + side / 2, label, ha="right", va="center", fontsize=8)
+        axes.text(-GAP, row * step + side / 2, f"code {code} ({count:,})", ha="right", va="center", fontsize=8)
     axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

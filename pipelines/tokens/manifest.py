@@ -4,22 +4,32 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.base.errors import UserError
+from pipelines.base.documents import read_json_mapping
 from pipelines.base.recipe_files import validate
 from pipelines.data.source import Split
 
 
 class ShardEntry(BaseModel):
-    """One file: `rows` it holds (skipped images not counted), its size and hash."""
+    """One file: `rows` it holds (skipped images not counted), its size and hash. Its name lies inside the folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    file: str
-    rows: int
-    bytes: int
+    file: str = Field(pattern=r"^data/[a-z]+-\d{5,}-of-\d{5,}\.parquet$")
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class BaselinesEntry(BaseModel):
+    """The counts of the unigram and the bigram, fitted on the split `split`: size and hash of their file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file: Literal["baselines.safetensors"] = "baselines.safetensors"
+    split: Split
+    bytes: int = Field(ge=0)
     sha256: str
 
 
@@ -56,6 +66,14 @@ class ManifestSplit(BaseModel):
     skipped: tuple[Skipped, ...] = ()
     stats: Stats | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (held := sum(shard.rows for shard in self.shards)) != self.rows:
+            raise ValueError(f"the shards hold {held} rows, `rows` says {self.rows}")
+        if self.rows + len(self.skipped) != self.planned:
+            raise ValueError(f"{self.rows} rows and {len(self.skipped)} skipped, `planned` says {self.planned}")
+        return self
+
 
 class Manifest(BaseModel):
     """`manifest.json`, written last: its presence means that the folder is complete. `digest` is the identity of the
@@ -67,6 +85,7 @@ class Manifest(BaseModel):
     spec_sha256: str
     digest: str
     splits: dict[Split, ManifestSplit]
+    baselines: BaselinesEntry | None = None
 
 
 def digest_of(spec_sha256: str, splits: Mapping[Split, ManifestSplit]) -> str:
@@ -76,8 +95,5 @@ def digest_of(spec_sha256: str, splits: Mapping[Split, ManifestSplit]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    try:
-        content: Any = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    return validate(Manifest, content, path)
+    """Read `manifest.json`. UserError: unreadable, not a manifest, or naming files outside the folder."""
+    return validate(Manifest, read_json_mapping(path), path)

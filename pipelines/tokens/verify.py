@@ -9,14 +9,15 @@ from torch import Tensor
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig, Example, ImageDataset, Split, open_images
-from pipelines.models.checkpoint import load_tokenizer
-from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.shards import plan, skipped_rows
+from pipelines.models.checkpoint import LoadedTokenizer
+from pipelines.tokens.dataset import TokenDataset, TokenPart
+from pipelines.tokens.shard_encoder import encode_pass, one_core_a_thread
+from pipelines.tokens.shards import plan_shards, skipped_rows
 from tokenizer import Autoencoder
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerificationResult:
     """`tokens` compared in `rows` rows, `mismatches` of them different.
 
     `gaps` has one number a mismatched position: how much farther the stored code lies from the encoder's features than
@@ -41,40 +42,45 @@ class Verified:
         return f"{text}; distance gap of the others: median {np.median(self.gaps):.1e}, largest {max(self.gaps):.1e}"
 
 
-def verify(dataset: TokenDataset, rows: int, split: str | None = None, seed: int = 0) -> Verified:
+def verify(
+    dataset: TokenDataset, tokenizer: LoadedTokenizer, rows: int, split: str | None = None, seed: int = 0
+) -> VerificationResult:
     """Check every file's sha256, then encode `rows` random rows of `split` (default: the first) again.
 
-    The images come from where the spec says, prepared as it says; the tokenizer is the one stored with the tokens.
+    The images come from where the spec says, prepared as it says. `tokenizer` is the one stored with the tokens.
 
     Raises:
-        UserError: a damaged file, images that cannot be found again or have other keys, or a foreign tokenizer inside.
+        UserError: a damaged file, or images that cannot be found again or have other keys.
     """
     dataset.verify_files()
     spec, tokens = dataset.spec, dataset.split(split or dataset.splits[0])
-    name = tokens.name
-    tokenizer = load_tokenizer(dataset.tokenizer_folder)
-    spec.check_tokenizer(tokenizer.fingerprint, str(tokenizer.folder), str(dataset.folder))
+    images = open_source(dataset, tokens.name)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), min(rows, len(tokens)), replace=False))
+    stored, places = tokens.part(chosen), source_rows(dataset, tokens.name, images)[chosen]
+    mismatches, gaps = 0, []
+    with one_core_a_thread():  # as `encode` does
+        for start in range(0, len(chosen), spec.compute.batch):
+            part = slice(start, start + spec.compute.batch)
+            found = compare(
+                tokenizer.model, _originals(images, places[part], stored, start), stored.codes(part), spec.compute.batch
+            )
+            mismatches += found[0]
+            gaps += found[1]
+    return VerificationResult(tokens.name, len(chosen), stored.tokens.size, mismatches, tuple(gaps))
+
+
+def open_source(dataset: TokenDataset, split: Split) -> ImageDataset:
+    """The images that a split was encoded from. UserError if they are gone or their number has changed."""
+    spec = dataset.spec
     content = {**spec.source.data, "preprocess": spec.preprocess.model_dump(), "on_unreadable": "skip"}
     config = validate(DataConfig, content, f"{dataset.folder / 'token_spec.json'}: source.data")
-    images = open_images(config, name)
-    if len(images) != spec.source.rows[name]:
+    images = open_images(config, split)
+    if len(images) != spec.source.rows[split]:
         raise UserError(
-            f"{dataset.folder}: split {name!r} was encoded from {spec.source.rows[name]:,} images, "
+            f"{dataset.folder}: split {split!r} was encoded from {spec.source.rows[split]:,} images, "
             f"the source now has {len(images):,}"
         )
-    chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), min(rows, len(tokens)), replace=False))
-    source = source_rows(dataset, name, images)[chosen]
-    size, mismatches, gaps = spec.compute.batch, 0, []
-    for start in range(0, len(chosen), size):
-        part = chosen[start : start + size]
-        batch = torch.stack(
-            [_same_image(images, int(s), tokens.keys[r]) for s, r in zip(source[start:], part, strict=False)]
-        )
-        stored = tokens.batch(part)["codes"]
-        found, gap = _compare(tokenizer.model, batch, stored, size)
-        mismatches += found
-        gaps += gap
-    return Verified(name, len(chosen), len(chosen) * spec.tokens_per_image, mismatches, tuple(gaps))
+    return images
 
 
 def source_rows(dataset: TokenDataset, name: Split, images: ImageDataset) -> np.ndarray:
@@ -83,35 +89,42 @@ def source_rows(dataset: TokenDataset, name: Split, images: ImageDataset) -> np.
     if not entry.skipped:
         return np.arange(entry.planned)
     kept: list[int] = []
-    for shard in plan(name, entry.planned, dataset.spec.shards[name]):
+    for shard in plan_shards(name, entry.planned, dataset.spec.shards[name]):
         skipped = {key for key, _ in skipped_rows(dataset.folder / shard.file)}
         kept += [row for row in shard.rows if not skipped or images.key(row) not in skipped]
     return np.array(kept, dtype=np.int64)
 
 
-def _same_image(images: ImageDataset, row: int, key: str) -> Tensor:
-    example = images.read(row)
-    if not isinstance(example, Example):
-        raise UserError(f"data: {example}; it was readable when its tokens were written")
-    if example.key != key:
-        raise UserError(
-            f"data: row {row} is now {example.key!r}, its tokens were written for {key!r}: the source changed"
-        )
-    return example.image
+def _originals(images: ImageDataset, rows: np.ndarray, stored: TokenPart, first: int) -> Tensor:
+    """The images (b, c, h, w) of some rows of the source. UserError if one has another key than `stored` says."""
+    found: list[Tensor] = []
+    for place, row in enumerate(rows.tolist(), first):
+        example, key = images.read(row), stored.keys[place]
+        if not isinstance(example, Example):
+            raise UserError(f"data: {example}; it was readable when its tokens were written")
+        if example.key != key:
+            raise UserError(
+                f"data: row {row} is now {example.key!r}, its tokens were written for {key!r}: the source changed"
+            )
+        found.append(example.image)
+    return torch.stack(found)
 
 
 @torch.inference_mode()
-def _compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> tuple[int, list[float]]:
-    """Mismatched tokens, and the relative distance gap of each mismatched position."""
-    passed = torch.zeros(size, *images.shape[1:], dtype=torch.uint8)
-    passed[: len(images)] = images
-    found = model.encode(passed).codes
-    assert found is not None
-    found = found[: len(images)]
+def compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> tuple[int, list[float]]:
+    """Mismatched tokens, and the relative distance gap of each mismatched position.
+
+    `images` (b, c, h, w) are encoded in one pass of `size` images; `stored` (b, h, w, q) int64.
+    """
+    device = next(model.parameters()).device
+    padded = torch.zeros(size, *images.shape[1:], dtype=torch.uint8)
+    padded[: len(images)] = images
+    found = encode_pass(model, padded)[: len(images)].view(stored.shape).long()
+    stored = stored.to(device)
     wrong = found != stored
     if not wrong.any():
         return 0, []
-    features = model.encoder(model.likelihood.inmap(images.float() / 255))
+    features = model.encoder(model.likelihood.inmap(images.to(device).float() / 255))
     features, quantizer = model.quantizer.project(features), model.quantizer
     before, now = ((features - quantizer.codes_to_latents(codes)).square().sum(1) for codes in (stored, found))
     gap = (before - now) / now.clamp(min=1e-12)

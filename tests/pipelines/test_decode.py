@@ -1,4 +1,4 @@
-"""Laws of decoding: pictures are the decoder's, named by key, and belong to the tokenizer that made the tokens."""
+"""Decoding: pictures are the decoder's, named by key, and belong to the tokenizer that made the tokens."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pipelines.tokens.dataset import TokenDataset
 
 
 def test_pictures_are_what_the_decoder_makes_of_the_codes(tiny_tokenizer, tiny_tokens, tmp_path):
-    found = decode(tiny_tokenizer, tiny_tokens, tmp_path / "out", split="test", limit=10, batch_size=4)
+    found = decode(tiny_tokenizer, tiny_tokens, tmp_path / "out", split="test", max_images=10, batch_size=4)
     split = TokenDataset.open(tiny_tokens).split("test")
     with torch.inference_mode():
         expected = to_uint8(load_tokenizer(tiny_tokenizer).model.decode_codes(split.batch(range(10))["codes"]))
@@ -28,34 +28,34 @@ def test_pictures_are_what_the_decoder_makes_of_the_codes(tiny_tokenizer, tiny_t
 
 
 def test_the_tokenizer_inside_the_tokens_is_enough(tiny_tokens, tmp_path):
-    assert len(decode(None, tiny_tokens, tmp_path / "out", limit=3).pictures) == 3
+    assert len(decode(None, tiny_tokens, tmp_path / "out", max_images=3).pictures) == 3
 
 
 def test_decoding_again_goes_on_where_it_ended(tiny_tokens, tmp_path):
     output = tmp_path / "out"
-    first = decode(None, tiny_tokens, output, limit=3)
+    first = decode(None, tiny_tokens, output, max_images=3)
     written = {path: path.stat().st_mtime_ns for path in first.pictures}
-    assert decode(None, tiny_tokens, output, limit=3).already_complete
-    more = decode(None, tiny_tokens, output, limit=5)
+    assert decode(None, tiny_tokens, output, max_images=3).already_complete
+    more = decode(None, tiny_tokens, output, max_images=5)
     assert not more.already_complete
     assert sorted(path.name for path in output.glob("*.png")) == sorted([p.name for p in more.pictures] + ["grid.png"])
-    fresh = decode(None, tiny_tokens, tmp_path / "fresh", limit=5)
+    fresh = decode(None, tiny_tokens, tmp_path / "fresh", max_images=5)
     assert more.grid.read_bytes() == fresh.grid.read_bytes()
     assert {path: path.stat().st_mtime_ns for path in first.pictures} == written
 
 
 def test_pictures_of_other_tokens_are_not_mixed(tiny_tokens, tmp_path):
-    decode(None, tiny_tokens, tmp_path / "out", limit=3)
+    decode(None, tiny_tokens, tmp_path / "out", max_images=3)
     with pytest.raises(UserError, match=r"holds other pictures: split 'test' \(asked: 'train'\)"):
-        decode(None, tiny_tokens, tmp_path / "out", split="train", limit=3)
+        decode(None, tiny_tokens, tmp_path / "out", split="train", max_images=3)
 
 
 def test_a_folder_of_something_else_is_never_touched(tiny_tokens, tmp_path):
     (tmp_path / "holiday.png").write_bytes(b"")
     with pytest.raises(UserError, match="was not written by `smalti decode`"):
-        decode(None, tiny_tokens, tmp_path, limit=3)
+        decode(None, tiny_tokens, tmp_path, max_images=3)
     with pytest.raises(UserError, match="was not written by `smalti decode`"):
-        decode(None, tiny_tokens, tmp_path, limit=3, overwrite=True)
+        decode(None, tiny_tokens, tmp_path, max_images=3, overwrite=True)
 
 
 def test_a_foreign_tokenizer_is_refused_naming_both_sides(make_tokenizer, tiny_tokens, tmp_path):

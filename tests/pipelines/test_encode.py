@@ -1,4 +1,4 @@
-"""Laws of encoding: tokens depend on images and tokenizer, not on the batch size, the processes or the crashes."""
+"""Encoding: tokens depend on images and tokenizer, not on the batch size, the processes or the crashes."""
 
 import json
 import multiprocessing
@@ -14,10 +14,11 @@ import torch
 from pipelines.base.errors import UserError
 from pipelines.data import Unreadable, open_images
 from pipelines.data.preprocess import Preprocess
-from pipelines.encode import compute_batch, encode
+from pipelines.encode import encode
 from pipelines.inspect import inspect
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
+from pipelines.tokens.encoding_spec import compute_batch
 
 ROWS = {"train": 1000, "validation": 70, "test": 130}
 SHARDS = 20
@@ -141,16 +142,16 @@ def test_another_spec_is_refused_unless_overwritten(tiny_tokenizer, make_tokeniz
     output, data = tmp_path / "tokens", make_data(train=70, validation=1, test=1)
     encode(tiny_tokenizer, data, output, splits=("train",), num_shards=2)
     other = make_tokenizer(tmp_path / "fsq", {"kind": "fsq", "levels": (8, 5, 5)})
-    with pytest.raises(UserError, match=r"another spec \(codebook_size: found 64, expected 200"):
+    with pytest.raises(UserError, match=r"another spec \(num_codes: found 64, expected 200"):
         encode(other, data, output, splits=("train",))
     encode(other, data, output, splits=("train",), overwrite=True)
-    assert TokenDataset.open(output).spec.codebook_size == 200
+    assert TokenDataset.open(output).spec.num_codes == 200
     assert [path.name for path in (output / "data").iterdir()] == ["train-00000-of-00001.parquet"]
 
 
 def test_a_folder_of_something_else_is_never_touched(tiny_tokenizer, make_data, tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(UserError, match="not a token dataset"):
+    with pytest.raises(UserError, match="was not written by `smalti encode`"):
         encode(tiny_tokenizer, make_data(train=5), tmp_path, splits=("train",), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -162,6 +163,7 @@ class WithHoles:
         self.images, self.holes = images, holes
         self.classes, self.has_text, self.provenance = images.classes, images.has_text, images.provenance
         self.image_bytes = images.image_bytes
+        self.preprocess = images.preprocess
 
     def __len__(self):
         return len(self.images)
@@ -169,7 +171,7 @@ class WithHoles:
     def key(self, row):
         return self.images.key(row)
 
-    def read_batch(self, rows):
+    def read_batch(self, rows, keep=True):
         batch = self.images.read_batch([row for row in rows if row not in self.holes])
         unreadable = [
             (place, Unreadable(self.key(row), "truncated")) for place, row in enumerate(rows) if row in self.holes
@@ -181,7 +183,9 @@ class WithHoles:
 
 @pytest.fixture
 def holes(monkeypatch):
-    monkeypatch.setattr("pipelines.encode.open_images", lambda *a: WithHoles(open_images(*a), {0, 70, 71, 129}))
+    monkeypatch.setattr(
+        "pipelines.tokens.encoding_spec.open_images", lambda *a: WithHoles(open_images(*a), {0, 70, 71, 129})
+    )
 
 
 def test_unreadable_images_are_left_out_and_named(holes, reference, tiny_tokenizer, make_data, tmp_path):
@@ -221,7 +225,7 @@ def test_a_split_that_is_none_is_named(tiny_tokenizer, make_data, tmp_path):
 
 def test_a_pass_is_never_empty_nor_larger_than_its_budget():
     for size in (8, 28, 64, 128, 256, 512, 2048):
-        batch = compute_batch(size, "cpu")
+        batch = compute_batch(size, torch.device("cpu"))
         assert 1 <= batch <= 64
         assert batch == 1 or batch * size**2 <= 64**3
 

@@ -14,7 +14,7 @@ from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary, sequen
 @pytest.fixture(scope="module")
 def prior_folder(tiny_tokens, tmp_path_factory):
     spec = TokenDataset.open(tiny_tokens).spec
-    vocabulary = Vocabulary.of_labels_and_codes(spec.codebook_size, spec.grid, len(spec.classes))
+    vocabulary = Vocabulary.of_labels_and_codes(spec.num_codes, spec.grid, len(spec.classes))
     torch.manual_seed(0)
     tiny = TransformerConfig(dim=16, depth=1, heads=1, head_dim=16)
     folder = tmp_path_factory.mktemp("prior")

@@ -24,7 +24,7 @@ def build(tokens, conditional=True, defaults=None) -> ImageGenerationPipeline:
     dataset = TokenDataset.open(tokens)
     spec = dataset.spec
     classes = spec.classes if conditional else None
-    vocabulary = Vocabulary.of_labels_and_codes(spec.codebook_size, spec.grid, len(classes) if classes else None)
+    vocabulary = Vocabulary.of_labels_and_codes(spec.num_codes, spec.grid, len(classes) if classes else None)
     torch.manual_seed(0)
     prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=TINY)).eval()
     loaded = LoadedPrior(prior, spec, classes, tokens / "prior")
@@ -237,7 +237,7 @@ def test_passes_of_the_decoder_are_sized_for_the_device():
     [
         (lambda config: config["classes"].pop(), r"classes: found \d+, but the network knows"),
         (lambda config: config["classes"].reverse(), "classes and token_spec.classes differ"),
-        (lambda config: config["token_spec"].update(grid=[4, 16, 1]), "codes on the grid .*; expected the same"),
+        (lambda config: config["token_spec"].update(levels=[[4, 16]]), "codes on the grid .*; expected the same"),
     ],
 )
 def test_a_prior_that_contradicts_its_spec_is_refused(saved, tmp_path, change, words):
@@ -266,9 +266,9 @@ def test_a_grid_too_long_for_any_network_is_refused(saved, tmp_path):
     folder = shutil.copytree(saved / "prior", tmp_path / "prior")
     config = json.loads((folder / "config.json").read_text())
     config["model"]["vocabulary"]["segments"][1]["shape"] = [10**5, 10**5]
-    config["token_spec"]["grid"] = [10**5, 10**5, 1]
+    config["token_spec"]["levels"] = [[10**5, 10**5]]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="too large, expected at most"):
+    with pytest.raises(UserError, match=r"level \(100000, 100000\): expected"):
         load_prior(folder)
 
 

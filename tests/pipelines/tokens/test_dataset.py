@@ -1,20 +1,22 @@
-"""Laws of the token dataset on disk: what is written is read, damage is named, `datasets` opens the folder."""
+"""The token dataset on disk: what is written is read, damage is named, `datasets` opens the folder."""
 
 import json
 import time
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
 from pipelines.data.preprocess import Preprocess
-from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, narrowest
+from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, smallest_dtype
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, digest_of
-from pipelines.tokens.shards import ShardContent, finished, plan, skipped_rows, write_shard
+from pipelines.tokens.shards import finished, plan_shards, skipped_rows, token_table, write_shard
 
 CLASSES = ("red circle", "blue square", "green star")
 
@@ -23,10 +25,10 @@ def make_spec(codes=512, rows=None, classes=CLASSES, text=True, grid=(2, 3, 2), 
     rows = rows or {"train": 50, "test": 11}
     identity = TokenizerIdentity(kind="vq", library_version="1", fingerprint="a" * 64, codebook_sha256="b" * 64)
     return TokenSpec(
-        codebook_size=codes,
-        num_codebooks=grid[2],
-        grid=grid,
-        dtype=narrowest(codes),
+        num_codes=codes,
+        num_quantizers=grid[2],
+        levels=(grid[:2],),
+        dtype=smallest_dtype(codes),
         tokenizer=identity,
         preprocess=Preprocess(size=32),
         classes=classes,
@@ -37,11 +39,24 @@ def make_spec(codes=512, rows=None, classes=CLASSES, text=True, grid=(2, 3, 2), 
     )
 
 
+@dataclass
+class Content:
+    """The rows of one shard."""
+
+    keys: list[str]
+    tokens: np.ndarray
+    labels: list[int] | None
+    texts: list[str | None] | None
+
+    def table(self, spec):
+        return token_table(spec, self.keys, self.tokens, self.labels, self.texts)
+
+
 def make_content(spec, rows, seed):
     draw = np.random.default_rng(seed)
-    return ShardContent(
+    return Content(
         keys=[f"image-{seed}-{row}" for row in range(rows)],
-        tokens=draw.integers(0, spec.codebook_size, (rows, spec.tokens_per_image)).astype(spec.dtype),
+        tokens=draw.integers(0, spec.num_codes, (rows, spec.tokens_per_image)).astype(spec.dtype),
         labels=draw.integers(0, len(spec.classes), rows).tolist() if spec.classes else None,
         texts=[None if row == 1 else f"picture {row}" for row in range(rows)] if spec.has_text else None,
     )
@@ -51,11 +66,11 @@ def write_tokens(folder, spec):
     """A whole token dataset of random tokens; returns them by split."""
     splits, contents = {}, {}
     for split, rows in spec.source.rows.items():
-        shards = plan(split, rows, spec.shards[split])
+        shards = plan_shards(split, rows, spec.shards[split])
         contents[split] = [make_content(spec, len(shard.rows), seed) for seed, shard in enumerate(shards)]
         entries = []
         for shard, content in zip(shards, contents[split], strict=True):
-            write_shard(folder, spec, shard, content)
+            write_shard(folder, spec, shard, content.table(spec))
             path = folder / shard.file
             size = path.stat().st_size
             entries.append(ShardEntry(file=shard.file, rows=len(content.keys), bytes=size, sha256=sha256_of(path)))
@@ -70,7 +85,7 @@ def write_tokens(folder, spec):
 @pytest.mark.parametrize("rows", [1, 7, 100, 4097])
 @pytest.mark.parametrize("num_shards", [1, 3, 64])
 def test_shards_cover_every_row_once_and_evenly(rows, num_shards):
-    shards = plan("train", rows, num_shards)
+    shards = plan_shards("train", rows, num_shards)
     assert [row for shard in shards for row in shard.rows] == list(range(rows))
     sizes = [len(shard.rows) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
@@ -137,23 +152,22 @@ def test_the_card_carries_spec_and_digest(tmp_path):
 
 def test_equal_content_gives_equal_bytes(tmp_path):
     spec = make_spec()
-    shard = plan("train", 50, 3)[0]
+    shard = plan_shards("train", 50, 3)[0]
     for name in ("a", "b"):
-        write_shard(tmp_path / name, spec, shard, make_content(spec, len(shard.rows), 0))
+        write_shard(tmp_path / name, spec, shard, make_content(spec, len(shard.rows), 0).table(spec))
     assert sha256_of(tmp_path / "a" / shard.file) == sha256_of(tmp_path / "b" / shard.file)
 
 
 def test_a_shard_is_finished_only_under_its_own_spec_and_plan(tmp_path):
     spec = make_spec()
-    shard = plan("train", 50, 3)[0]
+    shard = plan_shards("train", 50, 3)[0]
     assert not finished(tmp_path, spec, shard)
     content = make_content(spec, len(shard.rows) - 1, 0)
-    content.skipped = [("image-broken", "truncated")]
-    write_shard(tmp_path, spec, shard, content)
+    write_shard(tmp_path, spec, shard, content.table(spec), [("image-broken", "truncated")])
     assert finished(tmp_path, spec, shard)
     assert skipped_rows(tmp_path / shard.file) == [("image-broken", "truncated")]
     assert not finished(tmp_path, make_spec(codes=511), shard)
-    write_shard(tmp_path, spec, shard, make_content(spec, len(shard.rows) - 1, 0))
+    write_shard(tmp_path, spec, shard, make_content(spec, len(shard.rows) - 1, 0).table(spec))
     assert not finished(tmp_path, spec, shard)
 
 
@@ -196,20 +210,21 @@ def test_a_flipped_byte_is_found_in_reading_and_in_verification(tmp_path):
     with pytest.raises(UserError, match="sha256"):
         dataset.verify_files()
     content[60] ^= 0xFF
-    middle = len(content) // 4  # inside the pages of tokens
-    content[middle] ^= 0xFF
+    column = pq.read_metadata(path).row_group(0).column(1)
+    assert column.path_in_schema.startswith("tokens")
+    content[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"train-00000-of-00003\.parquet"):
-        _ = TokenDataset.open(tmp_path).split("train").tokens, TokenDataset.open(tmp_path).split("train").keys
+        _ = TokenDataset.open(tmp_path).split("train").tokens
 
 
 def test_a_code_outside_the_codebook_is_refused(tmp_path):
     spec = make_spec(codes=300)
     write_tokens(tmp_path, spec)
-    shard = plan("train", 50, 3)[0]
+    shard = plan_shards("train", 50, 3)[0]
     content = make_content(spec, len(shard.rows), 0)
     content.tokens[3, 2] = 300
-    write_shard(tmp_path, spec, shard, content)
+    write_shard(tmp_path, spec, shard, content.table(spec))
     refresh_manifest(tmp_path, spec)
     with pytest.raises(UserError, match=r"holds code 300, expected 0 … 299"):
         _ = TokenDataset.open(tmp_path).split("train").tokens
