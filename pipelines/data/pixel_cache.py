@@ -91,7 +91,7 @@ def record_type(shape: Shape) -> np.dtype:
 
 def _checksum(row: int, label: int, pixels: NDArray[np.uint8]) -> int:
     """Never 0, which stands in the holes of the file."""
-    return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(struct.pack("<qi", row, label))) or 1
+    return zlib.crc32(pixels.tobytes(), zlib.crc32(struct.pack("<qi", row, label))) or 1
 
 
 def _open_sparse(path: Path, size: int) -> int:
