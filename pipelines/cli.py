@@ -13,6 +13,7 @@ import typer
 
 from pipelines.base.errors import UserError
 from pipelines.base.machine_errors import machine_error
+from pipelines.base.quiet_libraries import silence_libraries
 from pipelines.base.signals import Interrupted, raise_on_signals
 
 app = typer.Typer(
@@ -252,6 +253,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     raise_on_signals()
+    silence_libraries()
     try:
         app(args=arguments, prog_name="smalti")
     except Exception as error:

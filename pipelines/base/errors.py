@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2; `--debug` shows the traceback.
     """
+
+
+class DataWarning(UserWarning):
+    """Something in the user's data is left out or replaced. The command line prints it as one line."""

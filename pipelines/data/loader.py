@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pipelines.base.errors import DataWarning
 from pipelines.data.augment import augment
 from pipelines.data.dataset import ImageBatch, ImageDataset, Unreadable
 from pipelines.data.read_ahead import batches_per_chunk, read_ahead
@@ -55,7 +56,7 @@ class TrainingLoader:
         for bad in unreadable:
             if bad.key not in self._warned:
                 self._warned.add(bad.key)
-                warnings.warn(f"skipped an unreadable image: {bad}", stacklevel=3)
+                warnings.warn(f"skipped an unreadable image: {bad}", DataWarning, stacklevel=3)
 
 
 def training_loader(
