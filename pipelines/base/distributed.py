@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
@@ -17,15 +17,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
-    """The accelerator of this process. Codebook buffers are synchronised by the codebook itself, so DDP must not.
+    """The accelerator of this process.
 
-    `trackers` write into or beside `folder`.
+    `trackers` will write into or beside `folder`, once they are started (`accelerator.init_trackers`).
 
     Raises:
         UserError: a launcher started several processes that would each believe to be alone, or fp16 without a GPU.
     """
     expected = int(os.environ.get("WORLD_SIZE", "1"))
-    keywords = DistributedDataParallelKwargs(broadcast_buffers=False)
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'fp32' or 'bf16' on a CPU")
     mixed = "no" if precision == "fp32" else precision
@@ -35,7 +34,6 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
         mixed_precision=mixed,
         log_with=list(trackers) or None,
         project_dir=str(folder) if folder else None,
-        kwargs_handlers=[keywords],
         step_scheduler_with_optimizer=False,
     )
     if accelerator.num_processes != expected:
@@ -44,8 +42,6 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
             "overwrite each other. On CPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
         )
     watch_other_processes(accelerator)
-    if trackers:
-        accelerator.init_trackers("smalti")
     return accelerator
 
 

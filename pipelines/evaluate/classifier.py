@@ -1,9 +1,9 @@
-"""A small convolutional classifier, trained on real images only: a judge of what generated images show."""
+"""A small convolutional classifier, trained on real images only: it tells what generated images show."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -15,17 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.base import distributed
 from pipelines.base.atomic_files import replacing, sha256_of, write_json
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
-from pipelines.base.progress import console
 from pipelines.base.recipe_files import validate
 from pipelines.data import Preprocess, open_images, ordered_batches, training_loader
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.models.checkpoint import resolve_folder
-from pipelines.training.loop import Batch, Job, Phase, train
+from pipelines.training.collective import Collective
+from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.task import Models, OptimizedPhase, TensorBatch
+from pipelines.training.validation import block_size, mean_figures, own_rows
 
 
 class ClassifierConfig(BaseModel):
@@ -86,6 +87,12 @@ class ClassifierPhase(nn.Module):
         loss = F.cross_entropy(logits, labels)
         return loss, {"loss": loss.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()}
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""
+
 
 @dataclass(frozen=True)
 class LoadedClassifier:
@@ -103,60 +110,79 @@ class LoadedClassifier:
         return torch.cat([self.model(part.to(device)).argmax(1).cpu() for part in images.split(batch_size)])
 
 
-def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFolder:
-    """Train on the train split by the one training loop, or continue; a finished classifier is left as it is.
+class ClassifierTask:
+    """A classifier as a task of the training loop.
 
     Raises:
-        UserError: the data has no classes, or the output folder holds another recipe's run.
+        UserError: the data cannot be opened, or has no classes.
     """
-    folder = RunFolder(recipe.output)
-    accelerator = distributed.start(recipe.training.precision)
-    with accelerator.main_process_first():
-        folder.open(recipe, overwrite and accelerator.is_main_process)
-    if folder.finished:
-        if accelerator.is_main_process:
-            console.print(f"{folder.path}: finished; nothing to do")
-        return folder
-    images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
-    if not images.classes or len(images.classes) < 2:
-        raise UserError(f"data: found classes {images.classes}, expected at least two to train a classifier on")
-    classes, rows = tuple(images.classes), range(min(len(held_out), recipe.training.validation_images))
-    torch.manual_seed(recipe.seed)
-    config = ClassifierConfig(channels=recipe.data.preprocess.channels, num_classes=len(classes), width=recipe.width)
 
-    def batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        steps, size = recipe.training.steps, recipe.training.batch_size
-        yield from training_loader(images, recipe.seed, size, steps, rank=rank, world=world, start_step=start)
+    monitor = "loss"
 
-    def judged(modules: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor, Tensor]:
-        model = cast(ClassifierPhase, modules["classifier"]).model
+    def __init__(self, recipe: ClassifierRecipe):
+        self.recipe = recipe
+        self.images, self.held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
+        if not self.images.classes or len(self.images.classes) < 2:
+            found = self.images.classes
+            raise UserError(f"data: found classes {found}, expected at least two to train a classifier on")
+        self.classes = tuple(self.images.classes)
+        config = ClassifierConfig(
+            channels=recipe.data.preprocess.channels, num_classes=len(self.classes), width=recipe.width
+        )
+        self.phases = {"classifier": OptimizedPhase(ClassifierPhase(Classifier(config)), recipe.training.optimizer)}
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
+        training, seed = self.recipe.training, self.recipe.seed
+        yield from training_loader(self.images, seed, training.batch_size, training.steps, rank, world, start_step)
+
+    def validate(self, models: Models, collective: Collective) -> dict[str, float]:
+        """Cross-entropy and accuracy of held-out images."""
+        size = block_size(self.recipe.training)
+
+        def blocks() -> Iterator[dict[str, Tensor]]:
+            for _, logits, labels in self._classified(models, own_rows(self._rows, size, collective), size):
+                loss = F.cross_entropy(logits, labels, reduction="none")
+                yield {"loss": loss, "accuracy": (logits.argmax(1) == labels).float()}
+
+        return mean_figures(blocks(), collective)
+
+    def publish(self, models: Models, folder: Path) -> None:
+        save_classifier(folder, cast(Classifier, models["classifier"]), self.recipe, self.classes)
+
+    def save_figures(self, models: Models, folder: Path, step: int) -> None:
+        """Held-out images that are classified wrongly, as "class: what was predicted"."""
+        images, captions = [], []
+        for pixels, logits, labels in self._classified(models, range(self._rows), block_size(self.recipe.training)):
+            predicted = logits.argmax(1)
+            for row in (predicted != labels).nonzero().flatten().tolist():
+                images.append(pixels[row])
+                captions.append(f"{self.classes[labels[row]]}: {self.classes[predicted[row]]}")
+            if len(images) >= 32:
+                break
+        if images:
+            save_grid(folder / f"mistakes-{step:08d}.png", torch.stack(images[:32]), 8, captions[:32])
+
+    @property
+    def _rows(self) -> int:
+        return min(len(self.held_out), self.recipe.training.validation_images)
+
+    def _classified(
+        self, models: Models, rows: Sequence[int], size: int
+    ) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b k"], Int[Tensor, " b"]]]:
+        """Blocks of held-out images, their logits and their labels; the latter two on the CPU."""
+        model = cast(Classifier, models["classifier"])
         device = next(model.parameters()).device
-        found = [
-            (batch.image, model(batch.image.to(device)).cpu(), cast(Tensor, batch.label))
-            for batch in ordered_batches(held_out, rows, 500)
-        ]
-        pictures, logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return pictures, logits, labels
+        for batch in ordered_batches(self.held_out, rows, size):
+            yield batch.image, model(batch.image.to(device)).cpu(), cast(Tensor, batch.label)
 
-    def validate_(modules: Mapping[str, nn.Module]) -> dict[str, float]:
-        _, logits, labels = judged(modules)
-        accuracy = (logits.argmax(1) == labels).float().mean().item()
-        return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy}
 
-    def publish(modules: Mapping[str, nn.Module], target: Path) -> None:
-        _save(target, cast(ClassifierPhase, modules["classifier"]).model, recipe, classes)
+def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFolder:
+    """Train on the train split, or continue; a finished classifier is left as it is.
 
-    def draw(modules: Mapping[str, nn.Module], step: int) -> None:
-        pictures, logits, labels = judged(modules)
-        wrong = (logits.argmax(1) != labels).nonzero().flatten()[:32].tolist()
-        if wrong:
-            captions = [f"{classes[labels[i]]}: {classes[logits[i].argmax()]}" for i in wrong]
-            save_grid(folder.path / "pictures" / f"mistakes-{step:08d}.png", pictures[wrong], 8, captions)
-
-    phase = Phase(ClassifierPhase(Classifier(config)), recipe.training.optimizer)
-    job = Job(batches, validate_, publish, draw, watched="loss")
-    train(folder, {"classifier": phase}, recipe.training, recipe.seed, job, accelerator)
-    return folder
+    Raises:
+        UserError: the data has no classes, or the output folder holds another run.
+    """
+    return train_run(recipe, {}, lambda: ClassifierTask(recipe), overwrite)
 
 
 def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> LoadedClassifier:
@@ -175,7 +201,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> L
     return LoadedClassifier(model.to(device).eval(), config.classes, config.preprocess, folder)
 
 
-def _save(folder: Path, model: Classifier, recipe: ClassifierRecipe, classes: tuple[str, ...]) -> None:
+def save_classifier(folder: Path, model: Classifier, recipe: ClassifierRecipe, classes: tuple[str, ...]) -> None:
     weights = folder / "model.safetensors"
     with replacing(weights) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)

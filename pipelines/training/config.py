@@ -15,17 +15,25 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     steps: int = Field(gt=0)
-    batch_size: int = Field(128, gt=0, description="examples per step, over all processes and accumulated parts")
+    batch_size: int = Field(
+        default=128, gt=0, description="examples per step, over all processes and accumulated parts"
+    )
     gradient_accumulation_steps: int = Field(
-        1, gt=0, description="parts that a process cuts its share of the batch into"
+        default=1, gt=0, description="parts that a process cuts its share of the batch into"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Precision = Field("fp32", description="of the arithmetic; weights and optimizer are always float32")
-    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="weight average that is validated and published")
-    compile: bool = Field(False, description="torch.compile the phases")
-    validate_every: int = Field(500, gt=0)
-    validation_images: int = Field(2048, gt=0, description="images of the held-out split that a validation reads")
-    save_every: int = Field(500, gt=0)
-    keep_states: int = Field(2, gt=0, description="resume states that are kept")
-    log_every: int = Field(50, gt=0)
+    precision: Precision = Field(
+        default="fp32", description="of the arithmetic; weights and optimizer are always float32"
+    )
+    ema_decay: float | None = Field(
+        default=0.999, gt=0, lt=1, description="weight average that is validated and published"
+    )
+    compile: bool = Field(default=False, description="torch.compile the phases")
+    validate_every: int = Field(default=500, gt=0)
+    validation_images: int = Field(
+        default=2048, gt=0, description="images of the held-out split that a validation reads"
+    )
+    save_every: int = Field(default=500, gt=0)
+    keep_states: int = Field(default=2, gt=0, description="resume states that are kept")
+    log_every: int = Field(default=50, gt=0)
     trackers: tuple[Tracker, ...] = ()

@@ -1,215 +1,228 @@
-"""THE training loop. All it knows of a model is a phase: `forward(batch, step) -> (loss, metrics)`.
+"""THE training loop. All it knows of a model is a task (`task.py`): its phases take turns on the same batch.
 
-A tokenizer or a prior is one phase; an adversarial tokenizer is two, which take turns on the same batch. Every random
-stream is a pure function of (seed, step, rank), and batches are a pure function of (seed, step): to resume, run the
-same command again.
+Every random stream is a pure function of (seed, step, process), and batches are a pure function of (seed, step): to
+resume, run the same command again.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from pipelines.base import distributed
 from pipelines.base.errors import UserError
-from pipelines.base.progress import progress
+from pipelines.base.progress import Meter, progress
+from pipelines.base.signals import StopRequest, stop_requests
+from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
 from pipelines.training.metrics_log import MetricsLog, draw_curves
-from pipelines.training.optimizer import OptimizerConfig, WeightAverage, build_optimizer, learning_rate
+from pipelines.training.phase_trainer import PhaseTrainer
 from pipelines.training.run_folder import RunFolder
-
-Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A module with its own optimizer and its own turn in every step."""
-
-    module: nn.Module
-    optimizer: OptimizerConfig
+from pipelines.training.step_metrics import NonFiniteLoss, StepMetrics, is_loss
+from pipelines.training.task import Models, TensorBatch, TrainingTask
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the loop needs beside the phases; the callbacks get the modules whose weights will be published.
-
-    `batches(start_step, rank, world)` yields this rank's share of every batch from `start_step` on. `validate` returns
-    figures of the held-out split, of which `watched` (lower is better) picks the best weights. `publish(modules,
-    folder)` writes a model folder, `draw(modules, step)` pictures.
-    """
-
-    batches: Callable[[int, int, int], Iterable[Batch]]
-    validate: Callable[[Mapping[str, nn.Module]], dict[str, float]]
-    publish: Callable[[Mapping[str, nn.Module], Path], None]
-    draw: Callable[[Mapping[str, nn.Module], int], None]
-    watched: str
-
-
-class Runner:
-    """One phase at work: the prepared module, its optimizer and its weight average."""
-
-    def __init__(self, phase: Phase, config: TrainingConfig, accelerator: Accelerator):
-        self.config, self.steps, self.accelerator = phase.optimizer, config.steps, accelerator
-        self.raw = phase.module.to(accelerator.device)
-        self.average = WeightAverage(self.raw, config.ema_decay) if config.ema_decay else None
-        if config.compile:
-            self.raw.compile()
-        self.module, self.optimizer = accelerator.prepare(self.raw, build_optimizer(phase.optimizer, self.raw))
-
-    def update(self, parts: list[Batch], step: int, seed: int) -> dict[str, Tensor]:
-        """One optimizer step on a batch in parts; returns the metrics, averaged over the parts."""
-        accelerator, totals = self.accelerator, {}
-        self.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        for index, part in enumerate(parts):
-            distributed.seed_step(seed, step * len(parts) + index, accelerator.process_index)
-            last = index == len(parts) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
-                loss, metrics = self.module(part, step)
-                accelerator.backward(loss / len(parts))
-            for name, value in {"loss": loss, **metrics}.items():
-                totals[name] = totals.get(name, 0) + value.detach() / len(parts)
-        if self.config.max_grad_norm is not None:
-            accelerator.unscale_gradients(self.optimizer)
-            totals["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
-                self.module.parameters(), self.config.max_grad_norm
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step, self.steps)
-        self.optimizer.step()
-        if after_step := getattr(self.raw, "after_step", None):
-            after_step(step)
-        if self.average:
-            self.average.update(self.raw)
-        return totals
-
-    @property
-    def published(self) -> nn.Module:
-        """The module whose weights are validated and saved: the average if there is one. In eval mode."""
-        return (self.average.module if self.average else self.raw).eval()
-
-    def state_dict(self) -> dict[str, Any]:
-        average = self.average.state_dict() if self.average else None
-        return {"module": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.raw.load_state_dict(state["module"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-
-
-def train(
-    folder: RunFolder,
-    phases: Mapping[str, Phase],
-    config: TrainingConfig,
-    seed: int,
-    job: Job,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Train `phases` for `config.steps` updates, from the newest state in `folder` if there is one.
-
-    Returns the figures of the last validation. Only the first process writes.
+class TrainingLoop:
+    """Trains a task for `config.steps` steps in `folder`, from its newest state. Only the first process writes.
 
     Raises:
-        UserError: the batch cannot be shared out, or the loss stopped being finite.
+        UserError: the batch cannot be shared out, or the loss stopped being finite: on every process.
     """
-    world, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
+
+    def __init__(
+        self, task: TrainingTask, config: TrainingConfig, seed: int, folder: RunFolder, accelerator: Accelerator
+    ):
+        self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
+        self.collective = Collective(accelerator)
+        check_batch_size(config, self.collective.world)
+        self.trainers = {
+            name: PhaseTrainer(optimized, number, config, seed, accelerator)
+            for number, (name, optimized) in enumerate(task.phases.items())
+        }
+        self.metrics = StepMetrics(self.collective)
+        self.step, self.best = 0, math.inf
+        self.figures: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the figures of the last validation."""
+        self.resume()
+        self.log = MetricsLog(self.folder.path / "metrics.jsonl", self.step) if self.collective.is_first else None
+        visible, name = self.collective.is_first, self.folder.path.name
+        with (
+            stop_requests(self.accelerator) as stop,
+            progress(self.config.steps, name, start=self.step, visible=visible) as meter,
+        ):
+            self.train_mode()
+            for batch in self.batches(stop):
+                self.update(batch)
+                self.after_step(meter)
+                meter.advance()
+        self.finish()
+        return self.figures
+
+    # Steps
+
+    def batches(self, stop: StopRequest) -> Iterator[TensorBatch]:
+        """This process's share of each batch up to the last step, or up to a signal, which ends the run."""
+        if self.step == self.config.steps:
+            return
+        for batch in self.task.batches(self.step, self.collective.rank, self.collective.world):
+            if stop.before(self.step):
+                self.stop(stop)
+            yield batch
+
+    def update(self, batch: TensorBatch) -> None:
+        """One step: every phase in turn updates its weights from the batch."""
+        parts = cut_batch(batch, self.config.gradient_accumulation_steps, self.accelerator.device)
+        found = {}
+        for name, trainer in self.trainers.items():
+            metrics = trainer.compute_gradients(parts, self.step)
+            metrics |= trainer.apply_gradients(self.step, self.collective)
+            prefix = f"{name}/" if len(self.trainers) > 1 else ""
+            found |= {prefix + key: value for key, value in metrics.items()}
+        self.step += 1
+        self.metrics.add(self.step, found)
+
+    def after_step(self, meter: Meter) -> None:
+        """Log, validate and save where this step is due. Nothing of a model that has failed is written."""
+        config, done = self.config, self.step == self.config.steps
+        log, validate, save = (
+            done or self.step % every == 0 for every in (config.log_every, config.validate_every, config.save_every)
+        )
+        if log or validate or save:
+            self.refuse_non_finite()
+        if log:
+            means = self.metrics.means()
+            meter.note(**{name: value for name, value in means.items() if is_loss(name)})
+            self.record("train", means)
+        if validate:
+            self.validate()
+        if save:
+            self.save()
+
+    def refuse_non_finite(self) -> None:
+        """Raises UserError when a loss or a weight is not a finite number, after noting it in the folder."""
+        self.metrics.collect()
+        failure = self.metrics.failure
+        if failure is None and not all(trainer.is_finite() for trainer in self.trainers.values()):
+            failure = NonFiniteLoss(self.step, "a weight", {})
+        if failure is None:
+            return
+        message = describe_failure(failure, self.folder, self.config)
+        if self.collective.is_first:
+            self.folder.record_failure(failure.step, message)
+        raise UserError(message)
+
+    def record(self, split: str, figures: dict[str, float]) -> None:
+        self.accelerator.log({f"{split}/{name}": value for name, value in figures.items()}, step=self.step)
+        if self.log:
+            self.log.write(self.step, split, figures)
+
+    # Validation
+
+    @contextmanager
+    def published(self) -> Iterator[Models]:
+        """The models whose weights are validated and saved, in eval mode; training goes on afterwards."""
+        models = {name: trainer.published.eval() for name, trainer in self.trainers.items()}
+        with torch.no_grad():
+            yield models
+        self.train_mode()
+
+    def train_mode(self) -> None:
+        for trainer in self.trainers.values():
+            trainer.module.train()
+
+    def validate(self) -> None:
+        """Figures on all processes; pictures, and the best weights so far, by the first."""
+        task, path = self.task, self.folder.path
+        with self.published() as models:
+            self.figures = task.validate(models, self.collective)
+            value = self.figures[task.monitor]
+            if not math.isfinite(value):
+                raise UserError(f"{path}: {task.monitor} of the validation at step {self.step} is {value}")
+            self.record("validation", self.figures)
+            if self.collective.is_first:
+                task.save_figures(models, path / "figures", self.step)
+                if value < self.best:
+                    task.publish(models, path / "best")
+                draw_curves(path / "metrics.jsonl", path / "curves.png")
+            self.best = min(self.best, value)
+
+    # State
+
+    def resume(self) -> None:
+        """Continue from the newest state that the first process sees; without one, from its initial weights."""
+        self.step = self.collective.from_first(self.folder.newest_step())
+        if self.step:
+            # On a CPU the optimizer would go on living in the mapped file.
+            self.load_state_dict(self.folder.load_state(self.step, mapped=self.accelerator.device.type != "cpu"))
+        else:
+            for trainer in self.trainers.values():
+                self.collective.broadcast(trainer.tensors())
+
+    def save(self) -> None:
+        state = self.state_dict()
+        if self.collective.is_first:
+            self.folder.save_state(self.step, state, self.config.keep_states)
+
+    def stop(self, stop: StopRequest) -> None:
+        """Save the state between two steps and end as the signal asks."""
+        self.refuse_non_finite()
+        if self.step and self.collective.from_first(self.folder.newest_step()) != self.step:
+            self.save()
+        raise stop.interrupted(f"{self.folder.path}: the state of step {self.step} is saved")
+
+    def finish(self) -> None:
+        """Publish the last weights and mark the run as complete."""
+        task, path = self.task, self.folder.path
+        with self.published() as models:
+            if not self.figures:  # killed after the last state, before the run was marked
+                self.figures = task.validate(models, self.collective)
+            if self.collective.is_first:
+                task.publish(models, path / "last")
+                best = {task.monitor: self.best}
+                self.folder.finish({"steps": self.config.steps, "best": best, "validation": self.figures})
+
+    def state_dict(self) -> dict[str, Any]:
+        phases = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
+        return {"step": self.step, "best": self.best, "phases": phases, "metrics": self.metrics.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+        self.metrics.load_state_dict(state["metrics"])
+        for name, trainer in self.trainers.items():
+            trainer.load_state_dict(state["phases"][name])
+
+
+def check_batch_size(config: TrainingConfig, world: int) -> None:
+    """Raises UserError when the processes and the accumulated parts cannot have equal shares of a batch."""
     if config.batch_size % (world * config.gradient_accumulation_steps):
         raise UserError(
             f"training.batch_size: found {config.batch_size}, expected a multiple of processes x "
             f"gradient_accumulation_steps = {world} x {config.gradient_accumulation_steps}"
         )
-    runners = {name: Runner(phase, config, accelerator) for name, phase in phases.items()}
-    best, start = float("inf"), 0
-    if state := folder.load_state():
-        start, best = state["step"], state["best"]
-        for name, runner in runners.items():
-            runner.load_state_dict(state["phases"][name])
-        if accelerator.scaler is not None and state["scaler"] is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    log = MetricsLog(folder.path / "metrics.jsonl", start) if main else None
-    recent: list[dict[str, Tensor]] = []
-    figures: dict[str, float] = {}
-
-    def record(step: int, split: str, values: dict[str, float]) -> None:
-        accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
-        if log:
-            log.write(step, split, values)
-
-    def save(step: int) -> None:
-        accelerator.wait_for_everyone()
-        if main:
-            state = {
-                "step": step,
-                "best": best,
-                "phases": {name: runner.state_dict() for name, runner in runners.items()},
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-            }
-            folder.save_state(step, state, config.keep_states)
-        accelerator.wait_for_everyone()
-
-    with progress(config.steps, folder.path.name, start=start, visible=main) as meter:
-        for step, batch in enumerate(job.batches(start, rank, world), start=start):
-            parts = _parts(batch, config.gradient_accumulation_steps, accelerator.device)
-            metrics: dict[str, Tensor] = {}
-            for name, runner in runners.items():
-                prefix = f"{name}/" if len(runners) > 1 else ""
-                metrics |= {prefix + key: value for key, value in runner.update(parts, step, seed).items()}
-            recent.append(metrics)
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                means = _means(recent, accelerator)
-                recent.clear()
-                broken = [name for name, value in means.items() if name.endswith("loss") and value != value]
-                if broken:
-                    raise UserError(f"{folder.path}: {broken[0]} is not a number at step {done}; lower learning_rate")
-                meter.note(**{name: value for name, value in means.items() if name.endswith("loss")})
-                first = next(iter(runners.values()))
-                record(done, "train", {**means, "learning_rate": first.optimizer.param_groups[0]["lr"]})
-            if done % config.validate_every == 0 or done == config.steps:
-                if main:
-                    published = {name: runner.published for name, runner in runners.items()}
-                    with torch.no_grad():
-                        figures = job.validate(published)
-                        job.draw(published, done)
-                    record(done, "validation", figures)
-                    if figures[job.watched] < best:
-                        best = figures[job.watched]
-                        job.publish(published, folder.path / "best")
-                    draw_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
-                accelerator.wait_for_everyone()
-            if done % config.save_every == 0 or done == config.steps:
-                save(done)
-            meter.advance()
-    if main:
-        published = {name: runner.published for name, runner in runners.items()}
-        if not figures:  # killed after the last state, before the folder was finished
-            figures = job.validate(published)
-        job.publish(published, folder.path / "last")
-        folder.finish({"steps": config.steps, "best": {job.watched: best}, "validation": figures})
-    for tracker in accelerator.trackers:  # end_training would take the process group with it, which a chain still needs
-        tracker.finish()
-    accelerator.wait_for_everyone()
-    return figures
 
 
-def _parts(batch: Batch, count: int, device: torch.device) -> list[Batch]:
+def cut_batch(batch: TensorBatch, count: int, device: torch.device) -> list[TensorBatch]:
+    """The batch on the device in `count` equal parts."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    cut = {name: value.chunk(count) for name, value in moved.items()}
-    return [{name: pieces[index] for name, pieces in cut.items()} for index in range(count)]
+    if count == 1:
+        return [moved]
+    pieces = {name: value.chunk(count) for name, value in moved.items()}
+    return [{name: values[index] for name, values in pieces.items()} for index in range(count)]
 
 
-def _means(recent: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """Means over the steps since the last call and over the processes."""
-    names = sorted(recent[0])
-    stacked = torch.stack([torch.stack([metrics[name].float().cpu() for name in names]) for metrics in recent]).mean(
-        dim=0
+def describe_failure(failure: NonFiniteLoss, folder: RunFolder, config: TrainingConfig) -> str:
+    """What stopped being finite, and what to do about it in the same folder."""
+    terms: Iterable[str] = (f"{name} {value:.4g}" for name, value in failure.metrics.items() if name != failure.name)
+    details = f" ({', '.join(terms)})" if failure.metrics else ""
+    start = folder.newest_step()
+    where = f"continues from the state of step {start}" if start else "starts over"
+    lower = "a lower training.optimizer.learning_rate or training.optimizer.max_grad_norm"
+    other = " or training.precision=fp32" if config.precision == "fp16" else ""
+    return (
+        f"{folder.path}: {failure.name} is not a finite number at step {failure.step}{details}. Nothing has been saved "
+        f"since. The same command with {lower}{other} {where}"
     )
-    reduced = accelerator.reduce(stacked.to(accelerator.device), reduction="mean")
-    return dict(zip(names, reduced.tolist(), strict=True))

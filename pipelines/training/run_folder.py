@@ -1,101 +1,196 @@
-"""The folder that a recipe writes: what stands where, and when it may be continued."""
+"""The folder of a training run: what it holds, and which recipe may continue it."""
 
-import shutil
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from pipelines.base.atomic_files import sync, write_json, write_text
-from pipelines.base.documents import read_yaml
+from pipelines.base.atomic_files import replacing, write_json, write_text
+from pipelines.base.documents import read_json_if_valid, read_yaml
 from pipelines.base.errors import UserError
+from pipelines.base.first_process import Processes, first_process
+from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.recipe_files import dump, flatten_keys
 from pipelines.base.redaction import redact
 from pipelines.data import RESOURCES
 
-# These change how a run is watched or fed, never what it computes.
+RUN = OutputKind(
+    name="a training run",
+    command="smalti train",
+    owned=(
+        "recipe.yaml",
+        "inputs.json",
+        "metrics.jsonl",
+        "curves.png",
+        "failure.json",
+        "changes.jsonl",
+        "done.json",
+        "figures/*.png",
+        *(
+            f"{folder}/{name}"
+            for folder in ("best", "last")
+            for name in ("config.json", "model.safetensors", "README.md")
+        ),
+        "state/step-*.pt",
+        "trackers/*/events.out.tfevents.*",
+        "trackers/*/*/events.out.tfevents.*",
+        "trackers/*/hparams.yml",
+    ),
+    key="output",
+)
+
+# These change how a run is watched, fed or stored, never what it computes. Folders may be moved: what a run was trained
+# from is compared by digest, in inputs.json.
 KEYS_IGNORED_ON_RESUME = (
+    "output",
+    "tokens",
+    *(f"data.{name}" for name in RESOURCES),
     "training.log_every",
     "training.save_every",
     "training.keep_states",
     "training.trackers",
-    *(f"data.{name}" for name in RESOURCES),
-    "output",
+)
+
+# What a person would change after the loss stopped being finite. Its last good state may then be continued.
+KEYS_FREE_AFTER_FAILURE = (
+    "training.optimizer.learning_rate",
+    "training.optimizer.max_grad_norm",
+    "training.optimizer.warmup",
+    "training.precision",
 )
 
 
 class RunFolder:
-    """`recipe.yaml`, `metrics.jsonl`, `curves.png`, `pictures/`, `best/`, `last/`, `state/`; `done.json` at the end."""
+    """`recipe.yaml`, `inputs.json`, `metrics.jsonl`, `curves.png`, `figures/`, `best/`, `last/`, `state/`; `done.json`
+    at the end. After a numeric failure `failure.json`; `changes.jsonl` lists options that were changed because of it.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._output = OutputFolder(path, RUN)
 
     @property
     def finished(self) -> bool:
         return (self.path / "done.json").is_file()
 
-    def open(self, recipe: BaseModel, overwrite: bool) -> None:
-        """Claim the folder for `recipe`: a new one, the same one to be continued, or one that has not saved anything.
+    def check(self, recipe: BaseModel, inputs: Mapping[str, str], overwrite: bool = False) -> None:
+        """Refuse a folder that this run may not continue. Nothing is written.
+
+        `inputs` are digests of what the run is trained from and the recipe only points to.
 
         Raises:
-            UserError: another recipe wrote this folder and `overwrite` is off; names the keys that differ.
+            UserError: the folder cannot be written, holds something else, or a run of another recipe or other inputs
+                while `overwrite` is off; names what differs.
         """
-        written = self.path / "recipe.yaml"
-        if overwrite and written.is_file():
-            shutil.rmtree(self.path)
-        if written.is_file() and (self.finished or self.states()):
-            old = flatten_keys(read_yaml(written))
-            new = flatten_keys(redact(recipe.model_dump(mode="json")))
-            differing = [
-                f"{key}: the run has {old.get(key)!r}, this recipe has {new.get(key)!r}"
-                for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key) and not key.startswith(KEYS_IGNORED_ON_RESUME)
-            ]
-            if differing:
-                raise UserError(
-                    f"{self.path}: holds a run of another recipe. " + "; ".join(differing[:5]) + ". "
-                    "Choose another `output`, or start over with --overwrite"
-                )
-        elif not written.is_file() and self.path.is_dir() and any(self.path.iterdir()):
+        self._output.check(overwrite)
+        if not overwrite:
+            self._refuse_another_run(recipe, inputs)
+
+    def _refuse_another_run(self, recipe: BaseModel, inputs: Mapping[str, str]) -> None:
+        if not (self.finished or self.states()):
+            return
+        ignored = KEYS_IGNORED_ON_RESUME + (KEYS_FREE_AFTER_FAILURE if self.failure else ())
+        problems = [
+            f"{key}: the run has {old!r}, this recipe has {new!r}"
+            for key, (old, new) in self._differing(recipe).items()
+            if not key.startswith(ignored)
+        ]
+        stored = read_json_if_valid(self.path / "inputs.json") or {}
+        problems += [
+            f"{name}: the run was trained from {stored[name][:12]}…, found {digest[:12]}…"
+            for name, digest in inputs.items()
+            if name in stored and stored[name] != digest
+        ]
+        if problems:
             raise UserError(
-                f"{self.path}: is not empty and not a run of smalti (no recipe.yaml); choose another `output`"
+                f"{self.path}: holds a run of another recipe. {'; '.join(problems[:5])}. "
+                "Choose another `output`, or start over with --overwrite"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(written, dump(recipe))
+
+    @contextmanager
+    def begin(
+        self, recipe: BaseModel, inputs: Mapping[str, str], overwrite: bool, processes: Processes
+    ) -> Iterator[None]:
+        """Hold the folder while its run is trained. All processes enter and leave together.
+
+        Raises:
+            UserError: as `check`; or another command works in the folder.
+        """
+        with self._output.begin(overwrite, processes):
+            with first_process(processes) as first:
+                if first:
+                    self._refuse_another_run(recipe, inputs)
+                    self._record_changes(recipe)
+                    write_text(self.path / "recipe.yaml", dump(recipe))
+                    write_json(self.path / "inputs.json", dict(inputs))
+            yield
+
+    def _differing(self, recipe: BaseModel) -> dict[str, tuple[Any, Any]]:
+        """What the recipe of the run has, and what this one has, by key."""
+        stored = read_yaml(self.path / "recipe.yaml")
+        with contextlib.suppress(ValidationError):  # options that are newer than the run get their defaults
+            stored = type(recipe).model_validate(stored).model_dump(mode="json")
+        old, new = flatten_keys(redact(stored)), flatten_keys(redact(recipe.model_dump(mode="json")))
+        keys = sorted(old.keys() | new.keys())
+        return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+    def _record_changes(self, recipe: BaseModel) -> None:
+        """Say in `changes.jsonl` from which step on a run that failed is trained with other options."""
+        if self.failure is None or not self.states():
+            return
+        changes = [
+            {"step": self.newest_step(), "key": key, "from": old, "to": new}
+            for key, (old, new) in self._differing(recipe).items()
+            if key.startswith(KEYS_FREE_AFTER_FAILURE)
+        ]
+        with (self.path / "changes.jsonl").open("a") as file:
+            file.writelines(json.dumps(change) + "\n" for change in changes)
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """What `record_failure` has written, unless the run has got past it."""
+        found = read_json_if_valid(self.path / "failure.json")
+        return found if found and found.get("step", 0) >= self.newest_step() else None
+
+    def record_failure(self, step: int, message: str) -> None:
+        """The loss stopped being finite at `step`. States are older, and may be continued with other options."""
+        write_json(self.path / "failure.json", {"step": step, "message": message})
 
     def finish(self, summary: dict[str, Any]) -> None:
+        """Written last: the run is complete."""
         write_json(self.path / "done.json", summary)
 
     def states(self) -> list[Path]:
         """Complete resume states, oldest first."""
-        return sorted((self.path / "state").glob("step-*"))
+        return sorted((self.path / "state").glob("step-*.pt"))
 
-    def save_state(self, step: int, state: dict[str, Any], keep: int) -> None:
-        """Write the state of `step`, then drop all but the newest `keep`."""
-        folder = self.path / "state"
-        folder.mkdir(parents=True, exist_ok=True)
-        target, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        torch.save(state, temporary / "state.pt")
-        sync(temporary / "state.pt")
-        sync(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        sync(folder)
-        for old in self.states()[:-keep]:
-            shutil.rmtree(old)
+    def newest_step(self) -> int:
+        """The step of the newest state, 0 where there is none."""
+        return max((int(path.stem.removeprefix("step-")) for path in self.states()), default=0)
 
-    def load_state(self) -> dict[str, Any] | None:
-        """The newest resume state on the CPU, or None at the very start."""
-        states = self.states()
-        if not states:
-            return None
+    def save_state(self, step: int, state: dict[str, Any], keep_states: int) -> None:
+        """Write the state of `step`, then drop all but the newest `keep_states`."""
+        with replacing(self._state(step)) as temporary:
+            torch.save(state, temporary)
+        for old in self.states()[:-keep_states]:
+            old.unlink()
+
+    def load_state(self, step: int, mapped: bool = False) -> dict[str, Any]:
+        """The state of `step` on the CPU; `mapped` reads from the file what is asked for, when it is asked for.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self._state(step)
         try:
-            return torch.load(states[-1] / "state.pt", map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
-            raise UserError(
-                f"{states[-1] / 'state.pt'}: cannot be read ({error}); remove that folder to resume from an older state"
-            ) from error
+            raise UserError(f"{path}: cannot be read ({error}); remove it to resume from an older state") from error
+
+    def _state(self, step: int) -> Path:
+        return self.path / "state" / f"step-{step:08d}.pt"

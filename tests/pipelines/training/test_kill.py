@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL and started again ends with the weights, bit for bit, of a run that was left alone."""
+"""A run that is killed or interrupted, and started again, ends with the weights of a run that was left alone."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ model:
   bottleneck: {{kind: vq, num_codes: 16, dim: 4, dead_code_threshold: 1.0}}
   likelihood: {{kind: normal, scale: 0.2}}
 objective: {{weights: {{nll: 1, commitment: 0.25}}}}
-training: {training}
+training: {{{training}}}
 """
 PRIOR = """
 kind: prior
@@ -29,28 +29,27 @@ output: {output}
 tokens: {tokens}
 condition: label
 transformer: {{dim: 16, depth: 2, heads: 2, head_dim: 8, dropout: 0.1}}
-training: {training}
+training: {{{training}}}
 """
 TRAINING = (
-    "{steps: 60, batch_size: 8, validate_every: 25, validation_images: 16, save_every: 7, log_every: 1, ema_decay: 0.9}"
+    "steps: 60, batch_size: 24, validate_every: 30, validation_images: 16, save_every: 7, log_every: 1, ema_decay: 0.9"
 )
-
-
-def command(recipe: Path, processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable, "-m", "pipelines", "train", str(recipe)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    return [*launcher, "-m", "pipelines", "train", str(recipe)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+VARIANTS = [
+    ("tokenizer", 1, "precision: bf16, gradient_accumulation_steps: 3"),
+    ("prior", 1, "gradient_accumulation_steps: 2"),
+    ("tokenizer", 2, "gradient_accumulation_steps: 2"),
+    ("prior", 3, "precision: bf16"),
+    ("tokenizer", 3, "precision: fp32"),
+    ("tokenizer", 4, "precision: bf16"),
+]
 
 
 def start(recipe: Path, processes: int) -> subprocess.Popen:
+    alone = [sys.executable, "-m", "pipelines", "train", str(recipe)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     return subprocess.Popen(
-        command(recipe, processes),
-        env=environment(),
+        alone if processes == 1 else [*launcher, *alone[1:]],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,34 +63,60 @@ def finish(recipe: Path, processes: int) -> None:
     assert process.returncode == 0, errors
 
 
-def kill_after(recipe: Path, processes: int, run: Path, lines: int) -> None:
-    """SIGKILL to every process of the run once metrics.jsonl has so many lines; a resumed run counts its kept ones."""
-    process = start(recipe, processes)
+def wait_for_lines(process: subprocess.Popen, run: Path, lines: int) -> None:
+    """Until metrics.jsonl has so many lines; a resumed run counts its kept ones."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         path = run / "metrics.jsonl"
         if path.is_file() and path.read_text().count("\n") >= lines:
             break
         time.sleep(0.005)
-    assert process.poll() is None, "the run ended before it could be killed"
+    assert process.poll() is None, "the run ended before it could be stopped"
+
+
+def written(tmp_path: Path, name: str, stage: str, tokens: Path, extra: str) -> tuple[Path, Path]:
+    recipe, output = tmp_path / f"{name}.yaml", tmp_path / name
+    training = f"{TRAINING}, {extra}" if extra else TRAINING
+    text = TOKENIZER if stage == "tokenizer" else PRIOR
+    recipe.write_text(text.format(output=output, tokens=tokens, training=training))
+    return recipe, output
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    for which in ("last", "best"):
+        a, b = (load_file(run / which / "model.safetensors") for run in (one, other))
+        assert a.keys() == b.keys()
+        differing = [name for name in a if not torch.equal(a[name], b[name])]
+        assert not differing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "processes", "extra"), VARIANTS)
+def test_killed_and_rerun_equals_left_alone(stage, processes, extra, tmp_path, tiny_tokens):
+    recipe, alone = written(tmp_path, "alone", stage, tiny_tokens, extra)
+    finish(recipe, processes)
+    recipe, killed = written(tmp_path, "killed", stage, tiny_tokens, extra)
+    process = start(recipe, processes)
+    wait_for_lines(process, killed, lines=17)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    finish(recipe, processes)
+    assert_same_weights(alone, killed)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
-def test_killed_and_rerun_equals_left_alone(stage, processes, tmp_path, tiny_tokens):
-    weights = []
-    for name in ("alone", "killed"):
-        recipe, output = tmp_path / f"{name}.yaml", tmp_path / name
-        if stage == "tokenizer":
-            recipe.write_text(TOKENIZER.format(output=output, training=TRAINING))
-        else:
-            recipe.write_text(PRIOR.format(output=output, tokens=tiny_tokens, training=TRAINING))
-        if name == "killed":
-            kill_after(recipe, processes, output, lines=33)
-        finish(recipe, processes)
-        weights.append([load_file(output / which / "model.safetensors") for which in ("last", "best")])
-    for alone, killed in zip(*weights, strict=True):
-        assert alone.keys() == killed.keys()
-        assert all(torch.equal(alone[key], killed[key]) for key in alone)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_state_says_so_and_the_rerun_equals_left_alone(number, code, tmp_path, tiny_tokens):
+    recipe, alone = written(tmp_path, "alone", "prior", tiny_tokens, "")
+    finish(recipe, 1)
+    recipe, stopped = written(tmp_path, "stopped", "prior", tiny_tokens, "")
+    process = start(recipe, 1)
+    wait_for_lines(process, stopped, lines=17)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors and "is saved" in errors and "The same command continues" in errors
+    newest = sorted((stopped / "state").glob("step-*.pt"))[-1]
+    assert f"the state of step {int(newest.stem[5:])} is saved" in errors
+    finish(recipe, 1)
+    assert_same_weights(alone, stopped)

@@ -1,0 +1,100 @@
+"""Stage one as a task of the training loop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from pipelines.base import random_streams
+from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_grid
+from pipelines.data import DataConfig, open_images, ordered_batches, training_loader
+from pipelines.models.checkpoint import save_tokenizer
+from pipelines.training.collective import Collective
+from pipelines.training.config import TrainingConfig
+from pipelines.training.task import Models, OptimizedPhase, TensorBatch
+from pipelines.training.validation import block_size, mean_figures, own_rows
+from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, CodeUsage, ObjectiveConfig, evaluate
+
+
+class TokenizerTask:
+    """An autoencoder, trained on the images of `data`. `card` is published with the weights.
+
+    Raises:
+        UserError: the data cannot be opened, or the objective does not fit the model.
+    """
+
+    monitor = "loss"
+
+    def __init__(
+        self,
+        data: DataConfig,
+        model: AutoencoderConfig,
+        objective: ObjectiveConfig,
+        training: TrainingConfig,
+        seed: int,
+        card: str = "",
+    ):
+        self.data, self.objective, self.training, self.seed, self.card = data, objective, training, seed, card
+        self.images, self.held_out = open_images(data, "train"), open_images(data, "validation")
+        try:
+            phase = AutoencoderPhase(Autoencoder(model), objective)
+        except ValueError as error:
+            raise UserError(f"objective.weights: {error}") from error
+        self.phases = {"tokenizer": OptimizedPhase(phase, training.optimizer)}
+
+    def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
+        size, steps = self.training.batch_size, self.training.steps
+        yield from training_loader(self.images, self.seed, size, steps, rank, world, start_step)
+
+    def validate(self, models: Models, collective: Collective) -> dict[str, float]:
+        """The terms and the objective of each image, from one pass of the encoder; bounds, as `tokenizer.evaluate`."""
+        model = autoencoder(models)
+        usage = CodeUsage(model.num_codes, model.grid[2]) if model.num_codes is not None else None
+        if usage:
+            usage.counts = usage.counts.to(collective.device)
+        rows = min(len(self.held_out), self.training.validation_images)
+
+        def blocks() -> Iterator[dict[str, Tensor]]:
+            size = block_size(self.training)
+            for batch in ordered_batches(self.held_out, own_rows(rows, size, collective), size):
+                images = batch.image.to(collective.device)
+                streams = [posterior_stream(self.seed, row.key) for row in batch.metadata]
+                found = evaluate(model, images, self.objective, self.training.steps, streams)
+                if usage and found.codes is not None:
+                    usage.update(found.codes)
+                yield found.figures
+
+        figures = mean_figures(blocks(), collective)
+        if usage:
+            usage.all_reduce()
+            health = usage.report()
+            figures |= {"usage": health.usage, "perplexity": health.perplexity}
+        return figures
+
+    def publish(self, models: Models, folder: Path) -> None:
+        save_tokenizer(folder, autoencoder(models), self.data.preprocess, card=self.card)
+
+    def save_figures(self, models: Models, folder: Path, step: int) -> None:
+        """Held-out images above their reconstructions; of a continuous model also samples of its latent prior."""
+        model = autoencoder(models)
+        device = next(model.parameters()).device
+        originals = self.held_out.read_batch(range(min(16, len(self.held_out)))).image
+        reconstructed = model.reconstruct(originals.to(device)).cpu()
+        halves = (slice(0, 8), slice(8, 16))
+        pairs = [image for half in halves for image in (*originals[half], *reconstructed[half])]
+        save_grid(folder / f"reconstructions-{step:08d}.png", pairs, columns=8)
+        if model.num_codes is None:
+            samples = model.sample(32, torch.Generator(device).manual_seed(self.seed)).cpu()
+            save_grid(folder / f"samples-{step:08d}.png", samples, columns=8)
+
+
+def autoencoder(models: Models) -> Autoencoder:
+    return cast(Autoencoder, models["tokenizer"])
+
+
+def posterior_stream(seed: int, key: str) -> torch.Generator:
+    """Where the latents of a held-out image are sampled from: the same at every validation, in any batch."""
+    return torch.Generator().manual_seed(random_streams.seed_of((seed, "posterior", key)))
