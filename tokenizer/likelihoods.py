@@ -35,7 +35,7 @@ class CategoricalConfig(Options):
     """`bins` grey levels per channel; 256 keeps every 8-bit value."""
 
     kind: Literal["categorical"] = "categorical"
-    bins: int = Field(default=256, ge=2, le=256)
+    bins: int = Field(default=256, ge=2, le=256, examples=[16])
 
 
 LikelihoodConfig = Annotated[NormalConfig | BernoulliConfig | CategoricalConfig, Field(discriminator="kind")]

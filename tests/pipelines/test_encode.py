@@ -19,6 +19,8 @@ from pipelines.inspect import inspect
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoding_spec import compute_batch
+from tests.tokenizer.members import examples
+from tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 
 ROWS = {"train": 1000, "validation": 70, "test": 130}
 SHARDS = 20
@@ -56,10 +58,14 @@ def test_tokens_are_the_codes_of_the_images(reference, tiny_tokenizer, make_data
     assert match > 0.999  # another kernel shape may flip a near-tie
 
 
-@pytest.mark.parametrize(
-    "bottleneck",
-    [{"kind": "vq", "num_codes": 300, "dim": 8, "num_quantizers": 2}, {"kind": "fsq", "levels": (8, 5, 5)}],
-)
+QUANTIZERS = {
+    name: config.model_dump()
+    for name, config in examples(BottleneckConfig).items()
+    if name in ("vq num_quantizers=3", config.kind) and build_bottleneck(config).num_codes is not None
+}
+
+
+@pytest.mark.parametrize("bottleneck", QUANTIZERS.values(), ids=QUANTIZERS)
 def test_every_discrete_bottleneck_goes_to_tokens_and_back(bottleneck, make_tokenizer, make_data, tmp_path):
     folder, data = make_tokenizer(tmp_path / "tokenizer", bottleneck), make_data(train=64)
     encode(folder, data, tmp_path / "tokens", splits=("train",))

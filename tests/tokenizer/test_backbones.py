@@ -1,46 +1,74 @@
+"""The contract of every backbone in the union, then the layers of the ResNet."""
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from tokenizer.backbones import BackboneConfig, ConvConfig, ResnetConfig, build_decoder, build_encoder
-from tokenizer.layers import Attention, Downsample, Upsample
+from tests.tokenizer.members import examples
+from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
+from tokenizer.backbones.resnet import ResnetConfig
+from tokenizer.layers import Attention, Downsample, Sequential, Upsample
 
 RESNET = ResnetConfig(width=8, multipliers=(1, 2, 2), residual_blocks=1, attention_grids=(7,))
-BACKBONES = [
-    pytest.param(ConvConfig(widths=(4, 8), residual_blocks=1, residual_width=4), id="conv"),
-    pytest.param(RESNET, id="resnet"),
-]
+MEMBERS = examples(BackboneConfig)
+every_member = pytest.mark.parametrize("config", MEMBERS.values(), ids=MEMBERS)
 
 
-@pytest.mark.parametrize("config", BACKBONES)
+def size_of(config) -> int:
+    """An image three positions wide."""
+    return 3 * config.downsampling
+
+
+@every_member
 def test_shapes_go_down_by_the_factor_and_up_again(config):
-    encoder, decoder = build_encoder(config, 3, 5, 28), build_decoder(config, 6, 7, 28)
-    assert encoder(torch.rand(2, 3, 28, 28)).shape == (2, 5, 7, 7)
-    assert decoder(torch.rand(2, 6, 7, 7)).shape == (2, 7, 28, 28)
+    size = size_of(config)
+    encoder, decoder = build_encoder(config, 3, 5, size), build_decoder(config, 6, 7, size)
+    assert encoder(torch.rand(2, 3, size, size)).shape == (2, 5, 3, 3)
+    assert decoder(torch.rand(2, 6, 3, 3)).shape == (2, 7, size, size)
 
 
-@pytest.mark.parametrize("config", BACKBONES)
+@every_member
 def test_every_parameter_gets_a_gradient(config):
-    encoder, decoder = build_encoder(config, 1, 4, 28), build_decoder(config, 4, 1, 28)
-    decoder(encoder(torch.rand(3, 1, 28, 28))).square().sum().backward()
+    size = size_of(config)
+    encoder, decoder = build_encoder(config, 1, 4, size), build_decoder(config, 4, 1, size)
+    decoder(encoder(torch.rand(3, 1, size, size))).square().sum().backward()
     for part in (encoder, decoder):
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("config", BACKBONES)
+@every_member
 def test_images_of_a_batch_do_not_see_each_other(config):
-    encoder = build_encoder(config, 1, 4, 28)
-    x = torch.rand(3, 1, 28, 28, requires_grad=True)
-    encoder(x)[1].sum().backward()
+    size = size_of(config)
+    x = torch.rand(3, 1, size, size, requires_grad=True)
+    build_encoder(config, 1, 4, size)(x)[1].sum().backward()
     assert x.grad is not None
     assert [bool(image.abs().sum() > 0) for image in x.grad] == [False, True, False]
 
 
-@pytest.mark.parametrize("config", BACKBONES)
-def test_a_grid_that_is_not_whole_is_refused(config):
-    with pytest.raises(ValueError, match=r"image_size 30 .* 4"):
-        build_encoder(config, 1, 4, 30)
+@every_member
+def test_an_image_size_that_is_no_multiple_of_the_downsampling_is_refused(config):
+    size = size_of(config) + 1
+    with pytest.raises(ValueError, match=rf"image_size {size} .* {config.downsampling}"):
+        build_encoder(config, 1, 4, size)
+
+
+@every_member
+def test_a_condition_can_be_carried(config):
+    size = size_of(config)
+    for network in (build_encoder(config, 3, 5, size), build_decoder(config, 6, 7, size)):
+        assert isinstance(network, Sequential)
+
+
+@every_member
+def test_configuration_survives_json(config):
+    adapter = TypeAdapter(BackboneConfig)
+    assert adapter.validate_json(adapter.dump_json(config)) == config
+
+
+def test_dropout_decides_no_code_and_the_width_does():
+    assert ResnetConfig(dropout=0.1).encode_config() == ResnetConfig().encode_config()
+    assert ResnetConfig(width=32).encode_config() != ResnetConfig().encode_config()
 
 
 def test_attention_at_a_grid_that_never_occurs_is_refused():

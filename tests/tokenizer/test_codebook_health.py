@@ -1,7 +1,10 @@
 import json
+import socket
 
 import pytest
 import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from tokenizer.codebook_health import CodeUsage, near_duplicates
 
@@ -103,3 +106,26 @@ def test_an_empty_window_and_a_wrong_number_of_quantizers_are_refused():
         CodeUsage(4).report()
     with pytest.raises(ValueError, match="expected 2"):
         CodeUsage(4, num_quantizers=2).update(torch.zeros(3, 1, dtype=torch.long))
+
+
+def _one_window_of_two(rank, port):
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    usage = CodeUsage(4)
+    usage.update(torch.tensor([[rank], [3]]))
+    usage.all_reduce()
+    distributed.destroy_process_group()
+    assert usage.counts.tolist() == [[1, 1, 0, 2]]
+
+
+def test_the_window_of_several_processes_is_one():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_one_window_of_two, (port,), nprocs=2)
+
+
+def test_in_one_process_the_window_is_its_own():
+    usage = CodeUsage(4)
+    usage.update(torch.tensor([[1], [3]]))
+    usage.all_reduce()
+    assert usage.counts.tolist() == [[0, 1, 0, 1]]

@@ -4,14 +4,17 @@ import pytest
 import torch
 from torch import distributions
 
-from tokenizer.likelihoods import BernoulliConfig, CategoricalConfig, NormalConfig, build_likelihood
+from tests.tokenizer.members import examples
+from tokenizer.likelihoods import (
+    BernoulliConfig,
+    CategoricalConfig,
+    LikelihoodConfig,
+    NormalConfig,
+    build_likelihood,
+)
 
-CONFIGS = [
-    pytest.param(NormalConfig(scale=0.2), id="normal"),
-    pytest.param(NormalConfig(scale="learned"), id="normal-learned"),
-    pytest.param(BernoulliConfig(), id="bernoulli"),
-    pytest.param(CategoricalConfig(bins=16), id="categorical"),
-]
+MEMBERS = examples(LikelihoodConfig)
+every_member = pytest.mark.parametrize("config", MEMBERS.values(), ids=MEMBERS)
 
 
 def eight_bit(*shape: int) -> torch.Tensor:
@@ -81,7 +84,7 @@ def test_normal_density_integrates_to_one():
     assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_member
 def test_nll_is_a_sum_per_image_so_tiles_add_up(config):
     likelihood = build_likelihood(config, 1)
     params, x = torch.randn(3, likelihood.out_channels, 4, 4), eight_bit(3, 1, 4, 4)
@@ -90,7 +93,7 @@ def test_nll_is_a_sum_per_image_so_tiles_add_up(config):
     torch.testing.assert_close(twice, 2 * once)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_member
 def test_mean_is_a_picture_and_so_is_a_sample_of_that_mean(config):
     likelihood = build_likelihood(config, 3)
     params = 0.3 * torch.randn(1, likelihood.out_channels, 4, 4)
@@ -102,7 +105,7 @@ def test_mean_is_a_picture_and_so_is_a_sample_of_that_mean(config):
     assert (samples.mean(0) - mean[0]).abs().max() < slack + 5 * 0.5 / math.sqrt(4000)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_member
 def test_a_seed_fixes_a_sample(config):
     likelihood = build_likelihood(config, 1)
     params = torch.randn(2, likelihood.out_channels, 4, 4)
@@ -110,7 +113,7 @@ def test_a_seed_fixes_a_sample(config):
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_member
 def test_half_precision_maps_give_full_precision_nats(config):
     likelihood = build_likelihood(config, 1)
     params, x = torch.randn(2, likelihood.out_channels, 28, 28).bfloat16(), eight_bit(2, 1, 28, 28)

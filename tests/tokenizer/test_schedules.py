@@ -1,13 +1,34 @@
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from tests.tokenizer.members import examples
 from tokenizer.schedules import Constant, Cosine, Cyclical, Linear, Schedule
 
 ADAPTER: TypeAdapter = TypeAdapter(Schedule)
 
 
+MEMBERS = examples(Schedule)
+every_member = pytest.mark.parametrize("schedule", MEMBERS.values(), ids=MEMBERS)
+
+
 class Recipe(BaseModel):
     weight: Schedule
+
+
+@every_member
+def test_no_value_is_below_the_lowest(schedule):
+    assert min(schedule.at(step) for step in range(60)) == schedule.lowest
+
+
+@every_member
+def test_a_schedule_ends_and_is_finite(schedule):
+    assert all(-1e9 < schedule.at(step) < 1e9 for step in (0, 10**9, 2**62))
+
+
+@every_member
+def test_every_schedule_survives_being_written_down(schedule):
+    recipe = Recipe(weight=schedule)
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 @pytest.mark.parametrize(
@@ -48,11 +69,6 @@ def test_a_bare_number_is_a_constant(number):
 def test_what_is_no_schedule_is_refused(wrong):
     with pytest.raises(ValidationError):
         ADAPTER.validate_python(wrong)
-
-
-def test_a_schedule_survives_being_written_down():
-    recipe = Recipe(weight=0.5)
-    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 def test_the_schema_tells_editors_that_a_number_will_do():

@@ -1,6 +1,7 @@
 """Vector quantization with codebooks learned by moving averages; residual with more than one."""
 
 from functools import reduce
+from inspect import signature
 from operator import add
 from typing import Annotated, Literal
 
@@ -14,6 +15,9 @@ from tokenizer.bottlenecks.codebook import Codebook
 from tokenizer.bottlenecks.contract import BottleneckOutput, check_codes
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import rotation_trick, straight_through
+
+
+CODEBOOK_OPTIONS = set(signature(Codebook).parameters)
 
 
 class VQConfig(Options):
@@ -64,8 +68,9 @@ class VQ(nn.Module):
         self.num_codes, self.num_quantizers = config.num_codes, config.num_quantizers
         estimators = {"straight_through": straight_through, "rotation": rotation_trick}
         self.estimate_gradient = estimators[config.gradient_estimator]
-        options = config.model_dump(exclude={"kind", "num_quantizers", "gradient_estimator"})
-        self.codebooks = nn.ModuleList(Codebook(**options) for _ in range(config.num_quantizers))
+        self.codebooks = nn.ModuleList(
+            Codebook(**config.model_dump(include=CODEBOOK_OPTIONS)) for _ in range(config.num_quantizers)
+        )
 
     @property
     def _codebooks(self) -> list[Codebook]:

@@ -6,11 +6,22 @@ import time
 
 import pytest
 import torch
+from pydantic.fields import FieldInfo
 
 from pipelines.base.errors import UserError
 from pipelines.data.preprocess import Preprocess
-from pipelines.models.checkpoint import fingerprint, load_prior, load_tokenizer, resolve_folder, save_tokenizer
+from pipelines.models.checkpoint import (
+    TokenizerFolder,
+    fingerprint,
+    load_prior,
+    load_tokenizer,
+    resolve_folder,
+    save_tokenizer,
+)
 from tokenizer import Autoencoder, AutoencoderConfig
+from tokenizer.backbones.conv import ConvConfig
+from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.likelihoods import NormalConfig
 
 PREPROCESS = Preprocess(mode="L", size=8)
 CONFIG = {
@@ -56,6 +67,36 @@ def test_the_fingerprint_knows_what_makes_tokens_and_nothing_else():
         tensor.add_(1e-3)
         assert fingerprint(model, PREPROCESS) != identity
         tensor.sub_(1e-3)
+
+
+def test_statistics_and_options_of_training_change_no_fingerprint():
+    model = autoencoder()
+    identity = fingerprint(model, PREPROCESS)
+    codebook = model.bottleneck.codebooks[0]
+    codebook.ema_count.add_(1), codebook.ema_sum.add_(1)
+    assert fingerprint(model, PREPROCESS) == identity
+    training = {"decay": 0.5, "dead_code_threshold": 2.0, "restart_every": 3, "gradient_estimator": "rotation"}
+    assert fingerprint(autoencoder(bottleneck=CONFIG["bottleneck"] | training), PREPROCESS) == identity
+    for other in ({"distance": "cosine"}, {"kind": "fsq", "levels": [4, 4]}, {"kind": "fsq", "levels": [2, 8]}):
+        bottleneck = other if "kind" in other else CONFIG["bottleneck"] | other
+        assert fingerprint(autoencoder(bottleneck=bottleneck), PREPROCESS) != identity
+
+
+def test_a_folder_written_before_an_option_was_added_still_loads(folder, monkeypatch):
+    """The option models of the stored folder have one option more now, with a default."""
+    identity = load_tokenizer(folder).fingerprint
+    for owner in (AutoencoderConfig, VQConfig, ConvConfig, NormalConfig):
+        monkeypatch.setitem(owner.model_fields, "added", FieldInfo(annotation=int, default=5))
+        owner.model_rebuild(force=True)
+    AutoencoderConfig.model_rebuild(force=True), TokenizerFolder.model_rebuild(force=True)
+    try:
+        loaded = load_tokenizer(folder)
+        assert loaded.model.config.bottleneck.added == loaded.model.config.added == 5
+        assert loaded.fingerprint == identity
+    finally:
+        monkeypatch.undo()
+        for owner in (VQConfig, ConvConfig, NormalConfig, AutoencoderConfig, TokenizerFolder):
+            owner.model_rebuild(force=True)
 
 
 def test_a_flipped_byte_is_seen(folder):
