@@ -10,11 +10,13 @@ from pydantic import Field
 from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, Quantizer
 from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig
+from tokenizer.bottlenecks.lfq import LFQ, LFQConfig
 from tokenizer.bottlenecks.vq import VQ, VQConfig
 
 BottleneckConfig = Annotated[
     VQConfig
     | FSQConfig
+    | LFQConfig
     | GaussianConfig,
     Field(discriminator="kind"),
 ]  # fmt: skip
@@ -29,5 +31,7 @@ def build_bottleneck(config: BottleneckConfig) -> Bottleneck:
             return VQ(config)
         case FSQConfig():
             return FSQ(config)
+        case LFQConfig():
+            return LFQ(config)
         case GaussianConfig():
             return Gaussian(config)
