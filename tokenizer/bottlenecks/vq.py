@@ -16,7 +16,6 @@ from tokenizer.bottlenecks.contract import BottleneckOutput, check_codes
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import rotation_trick, straight_through
 
-
 CODEBOOK_OPTIONS = set(signature(Codebook).parameters)
 
 
