@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+# Where PIL looks for an orientation, beside the tags of TIFF files (tag_v2).
+EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -44,7 +46,8 @@ def prepare_image(image: Image.Image, config: Preprocess) -> UInt8[Tensor, "c si
         ValueError: a floating point picture, whose range of values is not known.
         OSError and others: whatever PIL finds wrong with the file when the pixels are decoded here.
     """
-    if config.apply_exif_orientation and (image.format is not None or "exif" in image.info):
+    image.load()
+    if config.apply_exif_orientation and (EXIF_KEYS & image.info.keys() or hasattr(image, "tag_v2")):
         image = ImageOps.exif_transpose(image)
     image = to_mode(image, config.mode, config.background)
     pixels = torch.from_numpy(np.array(image))

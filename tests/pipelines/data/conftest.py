@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.data import DataConfig
+
 
 def noise_image(seed: int, width: int = 20, height: int = 16, channels: int = 3) -> Image.Image:
     shape = (height, width) if channels == 1 else (height, width, channels)
@@ -85,3 +87,66 @@ def folder(tmp_path_factory) -> Path:
         (root / split / "metadata.jsonl").write_text("".join(lines))
     (root / "train" / "03.png").write_bytes(b"broken")
     return root
+
+
+def build_example(name: str, request: pytest.FixtureRequest) -> DataConfig:
+    """A small data set of a source; EXAMPLES lists the names by kind of source."""
+    path = request.getfixturevalue
+    carved = {"validation_fraction": 0.2, "test_fraction": 0.2}
+    torchvision = {"kind": "torchvision", "download": False}
+    match name:
+        case "shapes":
+            source, mode, size = {"kind": "shapes", "train": 30, "validation": 9, "test": 8}, "RGB", 32
+        case "fashion" | "fashion resized":
+            source = {**torchvision, "name": "FashionMNIST", "root": str(path("fashion"))}
+            mode, size = ("L", 28) if name == "fashion" else ("RGB", 32)
+        case "fake":
+            source = {**torchvision, "name": "FakeData", "arguments": {"size": 20, "image_size": [3, 40, 30]}}
+            mode, size = "RGB", 32
+        case "parquet":
+            columns = {"key": "key", "label": "category", "text": "text"}
+            source = {"kind": "huggingface", "path": "parquet", "data_files": str(path("parquet")), **columns}
+            mode, size = "RGB", 32
+        case "folder":
+            source = {"kind": "huggingface", "path": str(path("folder")), "text": "text"}
+            mode, size = "RGB", 32
+        case "class folders":
+            source = {"kind": "huggingface", "path": "imagefolder", "data_dir": str(path("class_folders"))}
+            mode, size = "RGB", 32
+        case _:
+            raise KeyError(name)
+    return DataConfig.model_validate({"source": source, "preprocess": {"mode": mode, "size": size}, **carved})
+
+
+EXAMPLES = {
+    "shapes": ["shapes"],
+    "torchvision": ["fashion", "fashion resized", "fake"],
+    "huggingface": ["parquet", "folder", "class folders"],
+}
+
+
+@pytest.fixture
+def example(request):
+    """The recipe of an example by its name."""
+    return lambda name: build_example(name, request)
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory) -> Path:
+    """Pictures of cats and dogs, in a folder each."""
+    root = tmp_path_factory.mktemp("classes")
+    for number in range(12):
+        folder = root / "train" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise_image(number).save(folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """One entry for every picture of Hugging Face that was decoded since."""
+    from pipelines.data.image_files import open_image
+
+    calls: list[int] = []
+    monkeypatch.setattr("pipelines.data.huggingface.open_image", lambda *a: (calls.append(1), open_image(*a))[1])
+    return calls

@@ -1,6 +1,8 @@
 """Batches: resumed, shared among ranks and read by workers, they are the same batches."""
 
+import os
 import pickle
+import resource
 import warnings
 
 import pytest
@@ -149,3 +151,30 @@ def test_reading_ahead_raises_where_the_item_would_have_come():
 def test_held_out_splits_are_never_augmented():
     recipe = {"source": {"kind": "shapes"}, "preprocess": {"size": 32}, "augment": {"horizontal_flip": True}}
     assert not open_images(DataConfig.model_validate(recipe), "validation").augment.horizontal_flip
+
+
+def test_an_unreadable_row_costs_one_more_decoding(parquet, decoded):
+    """Two rows are broken, and each is replaced by the row after it."""
+    dataset = parquet_images(parquet, cache_bytes=0, cache_file_bytes=0)
+    decoded.clear()
+    with pytest.warns(UserWarning):
+        list(training_loader(dataset, 0, 30, 1))
+    assert len(decoded) == 30 + 3
+
+
+def test_open_files_do_not_pile_up(class_folders, tmp_path):
+    """Under a limit of a few files more than are open now, hundreds of PNGs are read by four threads."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        content = (class_folders / "train" / name).iterdir().__next__().read_bytes()
+        for number in range(200):
+            (tmp_path / name / f"{number}.png").write_bytes(content)
+    recipe = {"source": {"kind": "huggingface", "path": str(tmp_path)}, "preprocess": {"size": 8}, "workers": 4}
+    dataset = open_images(DataConfig.model_validate({**recipe, "validation_fraction": 0, "test_fraction": 0}), "train")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+    try:
+        kept = list(ordered_batches(dataset, range(400), 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sum(len(batch) for batch in kept) == 400

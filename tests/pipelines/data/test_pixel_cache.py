@@ -178,17 +178,6 @@ def test_rows_read_in_part_before_are_put_together_rightly(parquet, budget):
         assert found.metadata == expected.metadata and found.unreadable == expected.unreadable
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list[int]:
-    """The number of pictures that each call decoded."""
-    from pipelines.data import image_files
-
-    calls: list[int] = []
-    original = image_files.open_image
-    monkeypatch.setattr("pipelines.data.huggingface.open_image", lambda *a: (calls.append(1), original(*a))[1])
-    return calls
-
-
 @pytest.mark.parametrize("budget", ["memory", "file"])
 def test_a_picture_is_decoded_once(parquet, decoded, budget):
     config = data(parquet, validation_fraction=0, **BUDGETS[budget])

@@ -1,137 +1,28 @@
-"""One contract for every source, and what is particular to each."""
-
-import json
+"""What is particular to each source. What holds for all of them stands in test_source_contract.py."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import TypeAdapter
 
 from pipelines.base.errors import UserError
-from pipelines.data import DataConfig, Example, Unreadable, open_images
+from pipelines.data import SPLITS, DataConfig, Example, Unreadable, open_images
 from pipelines.data.torchvision import InMemory
+from tests.pipelines.data.conftest import noise_image, png
 
 
-def config(source: dict, mode: str = "RGB", size: int = 32, **fields) -> DataConfig:
-    return DataConfig.model_validate({"source": source, "preprocess": {"mode": mode, "size": size}, **fields})
-
-
-@pytest.fixture(scope="session")
-def recipes(fashion, parquet, folder) -> dict[str, DataConfig]:
-    named = {"kind": "torchvision", "name": "FashionMNIST", "root": str(fashion), "download": False}
-    fake = {"kind": "torchvision", "name": "FakeData", "arguments": {"size": 20, "image_size": [3, 40, 30]}}
-    table = {"kind": "huggingface", "path": "parquet", "data_files": str(parquet)}
-    columns = {"key": "key", "label": "category", "text": "text"}
-    carved = {"validation_fraction": 0.2, "test_fraction": 0.2}
-    return {
-        "shapes": config({"kind": "shapes", "train": 30, "validation": 9, "test": 8}),
-        "fashion": config(named, "L", 28, **carved),
-        "fashion resized": config(named, "RGB", 32, **carved),
-        "fake": config(fake, **carved),
-        "parquet": config({**table, **columns}, **carved),
-        "folder": config({"kind": "huggingface", "path": str(folder), "text": "text"}, **carved),
-    }
-
-
-NAMES = ["shapes", "fashion", "fashion resized", "fake", "parquet", "folder"]
-SPLITS = ["train", "validation", "test"]
-
-
-@pytest.fixture(params=NAMES)
-def recipe(request, recipes) -> DataConfig:
-    return recipes[request.param]
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_every_row_is_an_example_or_named_as_unreadable(recipe, split):
-    dataset = open_images(recipe, split)
-    assert len(dataset) > 0
-    for i in range(len(dataset)):
-        found = dataset.read(i)
-        assert found.key == dataset.key(i) != ""
-        if isinstance(found, Example):
-            channels, size = recipe.preprocess.channels, recipe.preprocess.size
-            assert found.image.shape == (channels, size, size) and found.image.dtype == torch.uint8
-            assert (found.label is None) == (dataset.classes is None)
-            assert found.label is None or 0 <= found.label < len(dataset.classes)
-        else:
-            assert found.reason
-
-
-def same(a: Example | Unreadable, b: Example | Unreadable) -> bool:
-    if isinstance(a, Unreadable) or isinstance(b, Unreadable):
-        return a == b
-    facts = [(e.key, e.label, e.text, e.factors) for e in (a, b)]
-    return facts[0] == facts[1] and torch.equal(a.image, b.image)
-
-
-def test_reading_twice_or_together_is_the_same(recipe):
-    dataset = open_images(recipe, "train")
-    together = dataset.read_batch(range(len(dataset)))
-    again = open_images(recipe, "train")
-    bad = dict(together.unreadable)
-    known = iter(zip(together.image, together.metadata, strict=True))
-    for i in range(len(dataset)):
-        if i in bad:
-            assert same(bad[i], again.read(i))
-        else:
-            image, row = next(known)
-            assert same(Example(row.key, image, row.label, row.text, row.factors), again.read(i))
-
-
-def test_a_batch_holds_the_readable_rows(recipe):
-    dataset = open_images(recipe, "train")
-    rows = torch.arange(len(dataset)).flip(0)
-    batch = dataset.read_batch(rows)
-    found = [dataset.read(i) for i in rows.tolist()]
-    readable = [e for e in found if isinstance(e, Example)]
-    assert torch.equal(batch.image, torch.stack([e.image for e in readable]))
-    assert (batch.label is None and dataset.classes is None) or batch.label.tolist() == [e.label for e in readable]
-    assert batch.unreadable == [(i, e) for i, e in enumerate(found) if isinstance(e, Unreadable)]
-
-
-def test_keys_are_unique_and_splits_do_not_overlap(recipe):
-    keys = [dataset.key(i) for split in SPLITS for dataset in [open_images(recipe, split)] for i in range(len(dataset))]
-    assert len(set(keys)) == len(keys)
-
-
-def test_classes_are_those_of_all_splits(recipe):
-    assert len({json.dumps(open_images(recipe, split).classes) for split in SPLITS}) == 1
-
-
-def test_provenance_is_plain_json(recipe):
-    source = open_images(recipe, "validation").provenance
-    assert json.loads(json.dumps(source)) == source
-    assert source["rows"] == len(open_images(recipe, "validation"))
-
-
-def test_a_row_outside_raises(recipe):
-    dataset = open_images(recipe, "test")
-    for row in (-1, len(dataset)):
-        with pytest.raises(IndexError):
-            dataset.read(row)
-
-
-def test_the_recipe_survives_json(recipe):
-    assert DataConfig.model_validate_json(recipe.model_dump_json()) == recipe
-
-
-def test_the_schema_can_be_exported():
-    assert "source" in TypeAdapter(DataConfig).json_schema()["properties"]
+def config(source: dict, mode: str = "RGB", size: int = 32, crop: str = "center", **fields) -> DataConfig:
+    preprocess = {"mode": mode, "size": size, "crop": crop}
+    return DataConfig.model_validate({"source": source, "preprocess": preprocess, **fields})
 
 
 @pytest.mark.parametrize("name", ["shapes", "fashion"])
-def test_the_fast_path_equals_the_slow_one(recipes, name):
-    recipe = recipes[name]
-    dataset = open_images(recipe, "test")
-    assert not dataset.needs_decoding
-    for i in range(len(dataset)):
-        assert torch.equal(dataset.read_batch([i]).image[0], dataset.read(i).image)
+def test_arrays_of_finished_pixels_need_no_decoding(example, name):
+    assert not open_images(example(name), "test").needs_decoding
 
 
-def test_other_preprocessing_leaves_the_fast_path(recipes):
-    assert open_images(recipes["fashion resized"], "train").needs_decoding
+def test_other_preprocessing_needs_decoding(example):
+    assert open_images(example("fashion resized"), "train").needs_decoding
 
 
 def test_carved_splits_do_not_depend_on_which_is_opened(fashion):
@@ -150,6 +41,26 @@ def test_a_split_that_is_not_wanted(fashion):
 
 
 # ---- torchvision
+
+
+def test_fake_data_is_torchvisions_own():
+    from torchvision.datasets import FakeData
+
+    arguments = {"size": 6, "image_size": [3, 8, 9], "num_classes": 4, "random_offset": 2}
+    source = {"kind": "torchvision", "name": "FakeData", "arguments": arguments}
+    dataset = open_images(config(source, size=8, crop="none", **WHOLE), "train")._source
+    expected = FakeData(**arguments)
+    for row, (reader, known) in enumerate(zip(dataset.readers(range(6)), dataset.metadata(range(6)), strict=True)):
+        image, label = expected[row]
+        assert known.label == label
+        assert np.array_equal(np.asarray(reader()), np.asarray(image))
+
+
+@pytest.mark.parametrize("size", [-5, "many", 1e400])
+def test_a_size_that_is_none_is_one_message(size):
+    source = {"kind": "torchvision", "name": "FakeData", "arguments": {"size": size}}
+    with pytest.raises(UserError, match="FakeData"):
+        open_images(config(source), "train")
 
 
 def test_missing_raw_files_are_named(tmp_path):
@@ -232,8 +143,8 @@ def test_arrays_in_memory_are_recognised_by_what_they_show(layout):
 # ---- Hugging Face
 
 
-def test_parquet_columns_and_classes(recipes, parquet):
-    dataset = open_images(recipes["parquet"], "train")
+def test_parquet_columns_and_classes(example):
+    dataset = open_images(example("parquet"), "train")
     assert dataset.classes == ["Animals", "Flags", "Symbols"]
     for found in map(dataset.read, range(len(dataset))):
         number = int(found.key.removeprefix("emoji-"))
@@ -242,15 +153,15 @@ def test_parquet_columns_and_classes(recipes, parquet):
             assert dataset.classes[found.label] == ("Symbols", "Animals", "Flags")[number % 3]
 
 
-def test_broken_rows_of_parquet_are_named(recipes):
-    datasets = [open_images(recipes["parquet"], split) for split in SPLITS]
+def test_broken_rows_of_parquet_are_named(example):
+    datasets = [open_images(example("parquet"), split) for split in SPLITS]
     bad = {e.key: e.reason for d in datasets for e in map(d.read, range(len(d))) if isinstance(e, Unreadable)}
     assert bad.keys() == {"emoji-4", "emoji-9", "emoji-17"}
     assert "1,200,000,000 pixels, max_pixels is 50,000,000" in bad["emoji-17"]
 
 
-def test_a_folder_with_captions(recipes):
-    recipe = recipes["folder"]
+def test_a_folder_with_captions(example):
+    recipe = example("folder")
     found = [
         dataset.read(i) for split in SPLITS for dataset in [open_images(recipe, split)] for i in range(len(dataset))
     ]
@@ -320,7 +231,124 @@ def test_a_test_split_with_withheld_labels_has_no_classes(tmp_path):
     assert test.classes is None and test.read(0).label is None
 
 
+def write_table(path, **columns):
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    if isinstance(columns["image"][0], bytes):
+        columns["image"] = [{"bytes": content, "path": None} for content in columns["image"]]
+    write_table(pa.table(columns), path)
+    return {"kind": "huggingface", "path": "parquet", "data_files": str(path)}
+
+
+WHOLE = {"validation_fraction": 0, "test_fraction": 0}
+
+
+def test_texts_do_not_depend_on_the_first_row(tmp_path):
+    images = [png(noise_image(i)) for i in range(4)]
+    source = write_table(tmp_path / "t.parquet", image=images, caption=[None, "a", "b", "c"])
+    dataset = open_images(config({**source, "text": "caption"}, **WHOLE), "train")
+    assert dataset.has_text
+    assert [row.text for row in dataset.read_batch(range(4)).metadata] == [None, "a", "b", "c"]
+
+
+def test_the_subfolders_of_an_image_folder_are_its_classes(class_folders):
+    for source in (
+        {"path": "imagefolder", "arguments": {"data_dir": str(class_folders)}},
+        {"path": str(class_folders)},
+    ):
+        dataset = open_images(config({"kind": "huggingface", **source}, **WHOLE), "train")
+        batch = dataset.read_batch(range(12))
+        assert dataset.classes == ["cat", "dog"]
+        assert all(f"train/{dataset.classes[row.label]}/" in row.key for row in batch.metadata)
+        assert {row.key for row in batch.metadata} == {f"train/{('cat', 'dog')[i % 2]}/{i:02d}.png" for i in range(12)}
+
+
+def test_a_folder_given_on_the_command_line_keeps_its_classes(class_folders, tiny_tokenizer):
+    from pipelines.recipes.data_arguments import data_of
+
+    dataset = open_images(data_of(str(class_folders), tiny_tokenizer), "train")
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.key(0).startswith("train/cat/")
+
+
+def test_a_folder_without_classes_has_none(folder):
+    assert open_images(config({"kind": "huggingface", "path": str(folder)}), "train").classes is None
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/data/pets/train/cat/1.png", "train/cat/1.png"),
+        ("zip://train/cat/1.png::/home/someone/pets.zip", "train/cat/1.png"),
+        ("https://someone:secret@host.org/a/1.png?token=abc", "host.org/a/1.png"),
+        ("/home/someone/.cache/huggingface/datasets/downloads/extracted/0f1e/cat/1.png", "0f1e/cat/1.png"),
+        ("/elsewhere/1.png", None),
+    ],
+)
+def test_keys_are_paths_inside_the_data(path, key):
+    from pipelines.data.huggingface import relative_key
+
+    assert relative_key(path, ["/data/pets"]) == key
+
+
+def test_addresses_in_place_of_images_are_refused(tmp_path):
+    source = write_table(tmp_path / "t.parquet", image=[None, "https://someone:secret@host.org/1.png", "x"])
+    with pytest.raises(UserError, match=r"column 'image' holds addresses \(host.org\), not images"):
+        open_images(config(source), "train")
+
+
+def test_a_data_set_is_loaded_once(parquet, tmp_path, monkeypatch):
+    import datasets
+
+    calls, load = [], datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (calls.append(a), load(*a, **k))[1])
+    copy = tmp_path / "train.parquet"
+    copy.write_bytes(parquet.read_bytes())
+    recipe = config({"kind": "huggingface", "path": "parquet", "data_files": str(copy)})
+    for split in SPLITS:
+        open_images(recipe, split)
+    assert len(calls) == 1
+
+
+def test_only_the_needed_columns_are_fetched(tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    images = [png(noise_image(i)) for i in range(8)]
+    source = write_table(tmp_path / "t.parquet", image=images, label=list(range(8)), embedding=[[0.5] * 1000] * 8)
+    dataset = open_images(config({**source, "label": "label"}, **WHOLE), "train")
+    fetched, original = [], Dataset.__getitem__
+    monkeypatch.setattr(
+        Dataset, "__getitem__", lambda self, rows: (fetched.append(self.column_names), original(self, rows))[1]
+    )
+    dataset.read_batch(range(8))
+    assert fetched and all(len(names) == 1 and names != ["embedding"] for names in fetched)
+
+
 # ---- unreadable pictures
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_without_a_readable_image_is_one_message(tmp_path, split):
+    images = [b"broken"] * 3
+    files = {name: write_table(tmp_path / f"{name}.parquet", image=images)["data_files"] for name in SPLITS}
+    with pytest.raises(UserError, match=r"none of the 3 images can be read; the first: "):
+        open_images(config({"kind": "huggingface", "path": "parquet", "data_files": files}), split)
+
+
+def test_a_row_without_a_label_is_unreadable(tmp_path):
+    source = write_table(tmp_path / "t.parquet", image=[png(noise_image(i)) for i in range(3)], label=["a", None, "b"])
+    batch = open_images(config({**source, "label": "label"}, **WHOLE), "train").read_batch(range(3))
+    assert batch.label.tolist() == [0, 1]
+    assert [(place, "no label" in bad.reason) for place, bad in batch.unreadable] == [(1, True)]
+
+
+def test_the_pixel_limit_of_pil_is_raised_but_never_lowered(tmp_path, monkeypatch):
+    from pipelines.data.image_files import open_image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    Image.new("L", (20, 20)).save(tmp_path / "large.png")
+    assert open_image(tmp_path / "large.png", 400).size == (20, 20)
 
 
 def test_refusing_names_the_unreadable(parquet, capfd):
