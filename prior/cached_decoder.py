@@ -49,7 +49,7 @@ class CachedDecoder:
         config, network = prior.config.transformer, prior.network
         self.vocabulary = prior.vocabulary
         self.fixed_shapes = prior.device.type == "cuda" if fixed_shapes is None else fixed_shapes
-        self.heads, self.head_dim = config.heads, config.head_dim
+        self.head_shape = (config.heads, config.head_dim)
         self.length = self.vocabulary.length - 1  # the last code is drawn, never read
         self.embedding = network.token_embedding.weight.detach().clone()
         self.offsets = code_offsets(self.vocabulary, prior.device)
@@ -59,7 +59,7 @@ class CachedDecoder:
         self.rotation = self._rotation(prior.device) if network.rotary_dim else None
         self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=prior.device).tril()
         self.blocks = [self._block(block) for block in network.blocks]
-        self.head = [_folded(network.final_norm, weight) for weight in network.head()]
+        self.code_heads = [_folded(network.final_norm, weight) for weight in network.code_heads()]
         self.position = torch.zeros(1, dtype=torch.long, device=prior.device)
         self.caches: list[Tensor] = []
         self.filled = 0
@@ -79,52 +79,57 @@ class CachedDecoder:
         rows, self.filled = tokens.shape
         self._allocate(rows)
         x = F.embedding(tokens, self.embedding)
-        hidden = self._advance(x.flatten(0, 1), _Slice(0, self.filled)).view(rows, self.filled, -1)
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = self._advance(x.flatten(0, 1), _Slice(0, self.filled)).view(rows, self.filled, -1)
+            predicting = hidden[:, prefix.shape[1] - 1 :]
+            logits = hidden.new_empty(rows, codes.shape[1] + 1, self.vocabulary.codes.size)
+            for quantizer, head in enumerate(self.code_heads):
+                logits[:, quantizer :: len(self.code_heads)] = predicting[:, quantizer :: len(self.code_heads)] @ head
         self.position.fill_(self.filled)
-        predicting = hidden[:, prefix.shape[1] - 1 :]
-        logits = hidden.new_empty(rows, codes.shape[1] + 1, self.vocabulary.codes.size)
-        for quantizer in range(len(self.head)):
-            every = slice(quantizer, None, len(self.head))
-            logits[:, every] = self._logits(predicting[:, every], quantizer)
         return logits
 
     @torch.no_grad()
     def step(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """Logits of the next code, given the one that was just chosen for each row."""
         place = self.filled - self.vocabulary.condition.length  # of these codes
-        place_of_step = _DevicePosition(self.position) if self.fixed_shapes else _Slice(self.filled, self.filled + 1)
         x = F.embedding(codes, self.tables[place % len(self.tables)])
-        logits = self._logits(self._advance(x, place_of_step), place + 1)
-        self.position.add_(1)
-        self.filled += 1
-        return logits
+        with torch.autocast(x.device.type, enabled=False):
+            if self.fixed_shapes:
+                hidden = self._advance(x, _DevicePosition(self.position, self.causal))
+                self.position.add_(1)
+            else:
+                hidden = self._advance(x, _Slice(self.filled, self.filled + 1))
+            self.filled += 1
+            return torch.mm(hidden, self.code_heads[(place + 1) % len(self.code_heads)])
 
     def _advance(self, x: Float[Tensor, "bm d"], places: "_Slice | _DevicePosition") -> Float[Tensor, "bm d"]:
         """The normalised hidden states of the next positions of every row; x is changed in place."""
         rows = self.caches[0].shape[0]
+        rotation = None if self.rotation is None else [places.rows(table) for table in self.rotation]
         if self.positions is not None:
             x.view(rows, -1, x.shape[-1]).add_(places.rows(self.positions))
-        with torch.autocast(x.device.type, enabled=False):
-            for block, cache in zip(self.blocks, self.caches, strict=True):
-                qkv = torch.bmm(_normalized(x).expand(3, -1, -1), block.qkv)
-                qkv = qkv.view(3, rows, -1, self.heads, self.head_dim).permute(1, 0, 3, 2, 4)
-                if self.rotation is not None:
-                    qkv = self._rotated(qkv, places)
-                places.write(cache, qkv[:, 1:])
-                attended = places.attend(qkv[:, 0], cache, block.mask, self.causal)
-                x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
-                up, gate = torch.bmm(_normalized(x).expand(2, -1, -1), block.up)
-                x.addmm_(F.silu(gate).mul_(up), block.down)
-            return _normalized(x)
-
-    def _logits(self, hidden: Float[Tensor, "... d"], place: int) -> Float[Tensor, "... k"]:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return hidden @ self.head[place % len(self.head)]
+        for block, cache in zip(self.blocks, self.caches, strict=True):
+            qkv = torch.bmm(_normalized(x).expand(3, -1, -1), block.qkv)
+            qkv = qkv.view(3, rows, -1, *self.head_shape).permute(1, 0, 3, 2, 4)
+            if rotation is not None:
+                _rotate_(qkv[:, :2], *rotation)
+            places.write(cache, qkv[:, 1:])
+            attended = places.attend(qkv[:, 0], cache, block.mask)
+            x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
+            up, gate = torch.bmm(_normalized(x).expand(2, -1, -1), block.up)
+            x.addmm_(F.silu(gate).mul_(up), block.down)
+        return _normalized(x)
 
     def _allocate(self, rows: int) -> None:
         """Buffers of zeros: an undefined number times a weight of zero may be NaN."""
         if not self.caches or self.caches[0].shape[0] != rows:
-            shape = (rows, 2, self.heads, self.length, self.head_dim)  # keys and values together: one write a step
+            shape = (
+                rows,
+                2,
+                self.head_shape[0],
+                self.length,
+                self.head_shape[1],
+            )  # keys and values together: one write a step
             with torch.inference_mode(False):  # a batch outside of inference mode may use them too
                 self.caches = [self.embedding.new_zeros(shape) for _ in self.blocks]
         elif self.fixed_shapes:
@@ -145,21 +150,9 @@ class CachedDecoder:
 
     def _rotation(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and signed sin of every position in float32, (n, head_dim), pairs interleaved."""
-        angles = rotary_angles(self.length, self.head_dim, device)
-        signs = torch.tensor([-1.0, 1.0], device=device).repeat(self.head_dim // 2)
+        angles = rotary_angles(self.length, self.head_shape[1], device)
+        signs = torch.tensor([-1.0, 1.0], device=device).repeat(self.head_shape[1] // 2)
         return angles.cos(), angles.sin() * signs
-
-    def _rotated(self, qkv: Float[Tensor, "b 3 h m d"], places: "_Slice | _DevicePosition") -> Tensor:
-        """Queries and keys rotated, in float32 whatever their dtype; values as they are."""
-        assert self.rotation is not None
-        cos, sin = (places.rows(table) for table in self.rotation)
-        qk = qkv[:, :2]
-        swapped = qk.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        if qkv.dtype == torch.float32:
-            qk.mul_(cos).addcmul_(swapped, sin)
-        else:
-            qk.copy_(qk * cos + swapped * sin)
-        return qkv
 
 
 class _Slice:
@@ -174,7 +167,7 @@ class _Slice:
     def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h m d"]) -> None:
         cache[:, :, :, self.start : self.end] = new
 
-    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None, causal: Tensor) -> Float[Tensor, "b h m d"]:
+    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Float[Tensor, "b h m d"]:
         keys, values = cache[:, :, :, : self.end].unbind(1)
         if mask is not None:
             mask = mask[self.start : self.end, : self.end]
@@ -185,8 +178,8 @@ class _Slice:
 class _DevicePosition:
     """One position that only the device knows; shapes and kernels do not depend on it."""
 
-    def __init__(self, position: Int[Tensor, "1"]):
-        self.position = position
+    def __init__(self, position: Int[Tensor, "1"], causal: Bool[Tensor, "n n"]):
+        self.position, self.filled = position, causal.index_select(0, position)
 
     def rows(self, table: Float[Tensor, "n d"]) -> Float[Tensor, "1 d"]:
         return table.index_select(0, self.position)
@@ -194,14 +187,23 @@ class _DevicePosition:
     def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h 1 d"]) -> None:
         cache.index_copy_(3, self.position, new)
 
-    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None, causal: Tensor) -> Float[Tensor, "b h 1 d"]:
-        row = self.rows(causal if mask is None else mask)
+    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Float[Tensor, "b h 1 d"]:
+        row = self.filled if mask is None else mask.index_select(0, self.position)
         return F.scaled_dot_product_attention(query, cache[:, 0], cache[:, 1], attn_mask=row)
 
 
 def _identity(prior: TokenPrior) -> list[tuple[int, int]]:
     """Where each parameter lies, and how often it has been written to."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in prior.parameters()]
+
+
+def _rotate_(qk: Float[Tensor, "b 2 h m d"], cos: Float[Tensor, "m d"], sin: Float[Tensor, "m d"]) -> None:
+    """Rotate queries and keys in place; computed in float32 whatever their dtype."""
+    swapped = qk.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    if qk.dtype == torch.float32:
+        qk.mul_(cos).addcmul_(swapped, sin)
+    else:
+        qk.copy_(qk * cos + swapped * sin)
 
 
 def _normalized(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

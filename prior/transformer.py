@@ -53,7 +53,8 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, mask: Mask):
         super().__init__()
-        self.attention_norm = _x_transformers().RMSNorm(config.dim)
+        # The gain is 1 + g: weight decay draws it to 1.
+        self.attention_norm = _x_transformers().RMSNorm(config.dim, unit_offset=True)
         self.attention: Any = _x_transformers().Attention(
             config.dim,
             dim_head=config.head_dim,
@@ -63,7 +64,7 @@ class Block(nn.Module):
             dropout=config.dropout,
             project_out=True,
         )
-        self.feedforward_norm = _x_transformers().RMSNorm(config.dim)
+        self.feedforward_norm = _x_transformers().RMSNorm(config.dim, unit_offset=True)
         self.feedforward: Any = _x_transformers().FeedForward(
             config.dim,
             mult=(config.ff_dim + 0.5) / config.dim,  # x-transformers floors dim * mult
@@ -97,7 +98,7 @@ class Transformer(nn.Module):
         self.rotary_dim = config.head_dim if config.positions == "rotary" else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, mask) for mask in masks)
-        self.final_norm = _x_transformers().RMSNorm(config.dim)
+        self.final_norm = _x_transformers().RMSNorm(config.dim, unit_offset=True)
         self.to_logits = nn.Linear(config.dim, vocabulary.size - vocabulary.first_predicted_id, bias=False)
 
     def forward(self, tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
@@ -111,18 +112,18 @@ class Transformer(nn.Module):
             x = block(x, angles)
         return self.final_norm(x)
 
-    def head(self) -> Float[Tensor, "q k d"]:
+    def code_heads(self) -> Float[Tensor, "q k d"]:
         """The map from hidden states to logits, one matrix for each quantizer of the codes."""
         codes = self.vocabulary.codes
         return self.to_logits.weight[-codes.num_ids :].unflatten(0, (codes.num_quantizers, codes.size))
 
     def code_logits(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k"]:
         """Logits of the codes of whole images; `hidden` are the states that predict them."""
-        head = self.head()
-        if len(head) == 1:
-            return F.linear(hidden, head[0])
-        grouped = rearrange(hidden, "b (c q) d -> q (b c) d", q=len(head))
-        return rearrange(torch.bmm(grouped, head.mT), "q (b c) k -> b (c q) k", b=len(hidden))
+        heads = self.code_heads()
+        if len(heads) == 1:
+            return F.linear(hidden, heads[0])
+        grouped = rearrange(hidden, "b (c q) d -> q (b c) d", q=len(heads))
+        return rearrange(torch.bmm(grouped, heads.mT), "q (b c) k -> b (c q) k", b=len(hidden))
 
 
 @cache

@@ -3,17 +3,33 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
+from prior import PriorConfig, Segment, TokenPrior, TransformerConfig, Vocabulary
 
 
 @pytest.fixture
 def make_prior() -> Callable[..., TokenPrior]:
-    """A tiny prior with random weights, sharpened so that its distributions are far from uniform."""
+    """A tiny prior with random weights, sharpened so that its distributions are far from uniform.
 
-    def make(grid=(3, 4, 1), num_codes=11, num_classes=3, sharpen=3.0, condition_dropout=0.1, **transformer):
+    `caption`: the condition is a segment of that many positions. `window`: every second layer sees only the condition's
+    first token and so many places up to its own.
+    """
+
+    def make(
+        grid=(3, 4, 1),
+        num_codes=11,
+        num_classes=3,
+        sharpen=3.0,
+        condition_dropout=0.1,
+        caption=None,
+        window=None,
+        **transformer,
+    ):
         torch.manual_seed(0)
+        vocabulary = Vocabulary.of_labels_and_codes(num_codes, grid, num_classes)
+        if caption is not None:
+            vocabulary = Vocabulary(segments=(Segment(name="caption", size=8, shape=(caption,)), vocabulary.codes))
         config = PriorConfig(
-            vocabulary=Vocabulary.of_labels_and_codes(num_codes, grid, num_classes),
+            vocabulary=vocabulary,
             transformer=TransformerConfig(**{"dim": 32, "depth": 2, "heads": 2, "head_dim": 16} | transformer),
             condition_dropout=condition_dropout,
         )
@@ -23,6 +39,11 @@ def make_prior() -> Callable[..., TokenPrior]:
                 if name.endswith(".g"):  # trained gains are not their initial values
                     parameter.normal_(std=0.2)
             prior.network.to_logits.weight.mul_(sharpen)
+        if window is not None:
+            seen = torch.ones(vocabulary.length - 1, vocabulary.length - 1, dtype=torch.bool).triu(1 - window)
+            seen[:, 0] = True
+            for block in prior.network.blocks[1::2]:
+                block.mask = seen
         return prior
 
     return make

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prior import (
     CachedDecoder,
@@ -12,7 +13,8 @@ from prior import (
     sequence_logprobs,
     stream,
 )
-from prior.conditioning import condition_tokens
+from prior.sampling import _choose
+from tests.prior.variants import GRIDS, POSITIONS
 
 LABELS = torch.tensor([0, 2, 1])
 SEEDS = (3, 1, 4)
@@ -26,44 +28,16 @@ CHOICES = {
 
 @pytest.mark.parametrize("prompt", [0, 1, 5, 12])
 @pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("grid", [(3, 4, 1), (2, 3, 2)])
-def test_the_cached_path_chooses_what_the_naive_one_does(make_prior, grid, positions, choice, prompt):
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_the_cached_path_chooses_what_the_naive_one_does(make_prior, fixed_shapes, grid, positions, choice, prompt):
     prior = make_prior(grid=grid, positions=positions)
-    prompt_codes = torch.randint(0, 11, (3, prompt))
-    fast, naive = (
-        sampler(prior, SamplingRequest(SEEDS, LABELS, CHOICES[choice], prompt_codes))
-        for sampler in (generate, generate_naive)
-    )
+    request = SamplingRequest(SEEDS, LABELS, CHOICES[choice], torch.randint(0, 11, (3, prompt)))
+    fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
+    naive = generate_naive(prior, request)
     assert torch.equal(fast.codes, naive.codes)
     torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("grid", [(3, 4, 1), (2, 3, 2)])
-def test_decoded_logits_are_those_of_the_modules(make_prior, grid, positions, heads):
-    prior = make_prior(grid=grid, positions=positions, heads=heads)
-    codes = torch.randint(0, 11, (3, *grid))
-    expected = prior(codes, LABELS)
-    decoder = CachedDecoder(prior)
-    sequence = codes.flatten(1)
-    prefix = condition_tokens(prior.vocabulary, LABELS, 3, prior.device)
-    with torch.no_grad():
-        prefilled = decoder.prefill(prefix, sequence[:, :4])
-        stepped = [decoder.step(sequence[:, i]) for i in range(4, 11)]
-    torch.testing.assert_close(prefilled, expected[:, :5], atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.stack(stepped, 1), expected[:, 5:], atol=1e-5, rtol=0)
-
-
-def test_a_decoder_starts_anew_with_each_prefill(make_prior):
-    prior = make_prior()
-    decoder = CachedDecoder(prior)
-    prefix, none = condition_tokens(prior.vocabulary, None, 1, prior.device), torch.empty(1, 0, dtype=torch.long)
-    with torch.no_grad():
-        first = decoder.prefill(prefix, none)
-        decoder.step(torch.tensor([4]))
-        assert torch.equal(decoder.prefill(prefix, none), first)
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
@@ -77,7 +51,7 @@ def test_an_image_depends_on_neither_the_batch_nor_its_neighbours(make_prior, sa
 
 
 def test_other_seeds_give_other_images(make_prior):
-    codes = generate(make_prior(), SamplingRequest(range(8), None, SamplingOptions())).codes.flatten(1)
+    codes = generate(make_prior(), SamplingRequest(range(8))).codes.flatten(1)
     assert len(codes.unique(dim=0)) == 8
 
 
@@ -85,16 +59,16 @@ def test_the_global_random_state_plays_no_part(make_prior):
     prior = make_prior()
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    first = generate(prior, SamplingRequest(SEEDS, LABELS))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes, first.codes)
+    assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS)).codes, first.codes)
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
 def test_guidance_one_equals_none(make_prior, sampler):
     prior = make_prior()
-    without = sampler(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    without = sampler(prior, SamplingRequest(SEEDS, LABELS))
     near = sampler(
         prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=1 + 1e-6))
     )  # runs both branches
@@ -107,7 +81,7 @@ def test_guidance_one_equals_none(make_prior, sampler):
 def test_guidance_zero_is_the_unconditional_model(make_prior):
     prior = make_prior()
     guided = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=0.0)))
-    assert torch.equal(guided.codes, generate(prior, SamplingRequest(SEEDS, None, SamplingOptions())).codes)
+    assert torch.equal(guided.codes, generate(prior, SamplingRequest(SEEDS)).codes)
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
@@ -122,7 +96,7 @@ def test_prompt_and_labels_are_kept_and_never_changed(make_prior, sampler):
 
 def test_generation_from_its_own_prefix_completes_the_same_image(make_prior):
     prior = make_prior()
-    whole = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    whole = generate(prior, SamplingRequest(SEEDS, LABELS))
     prefix = whole.codes.flatten(1)[:, :7]
     assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(), prefix)).codes, whole.codes)
 
@@ -142,7 +116,7 @@ def test_samples_follow_the_model(make_prior):
     sequences = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2, 1)
     labels = torch.ones(20_000, dtype=torch.long)
     expected = sequence_logprobs(prior, sequences, labels[:81]).sum(-1).exp() * len(labels)
-    codes = generate(prior, SamplingRequest(range(len(labels)), labels, SamplingOptions())).codes.flatten(1)
+    codes = generate(prior, SamplingRequest(range(len(labels)), labels)).codes.flatten(1)
     observed = (codes @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81)
     assert expected.min() > 5
     statistic = ((observed - expected) ** 2 / expected).sum()
@@ -172,50 +146,31 @@ def test_the_callback_sees_each_place_once_in_order(make_prior, sampler):
 
 def test_a_stream_can_be_left_early_and_leaves_no_mode_behind(make_prior):
     prior = make_prior()
-    steps = stream(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    steps = stream(prior, SamplingRequest(SEEDS, LABELS))
     first = list(itertools.islice(steps, 3))
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    assert torch.equal(
-        first[2].codes, generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes.flatten(1)[:, 2]
-    )
+    assert torch.equal(first[2].codes, generate(prior, SamplingRequest(SEEDS, LABELS)).codes.flatten(1)[:, 2])
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
 def test_training_mode_changes_no_sample_and_is_kept(make_prior, sampler):
     prior = make_prior(dropout=0.5, condition_dropout=1.0)
-    expected = sampler(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
-    assert torch.equal(sampler(prior.train(), SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes, expected.codes)
+    expected = sampler(prior, SamplingRequest(SEEDS, LABELS))
+    assert torch.equal(sampler(prior.train(), SamplingRequest(SEEDS, LABELS)).codes, expected.codes)
     assert prior.training
 
 
 def test_samples_can_be_trained_on(make_prior):
     prior = make_prior().train()
-    prior(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).codes, LABELS).mean().backward()
+    prior(generate(prior, SamplingRequest(SEEDS, LABELS)).codes, LABELS).mean().backward()
     assert prior.network.to_logits.weight.grad is not None
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_decoding_works_in_the_dtype_of_the_model(make_prior, dtype, positions):
-    prior = make_prior(positions=positions).to(dtype)
-    codes = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=2.0))).codes
-    assert codes.shape == (3, 3, 4, 1)
-    decoder = CachedDecoder(prior)
-    prefix = condition_tokens(prior.vocabulary, LABELS, 3, prior.device)
-    with torch.no_grad():
-        logits = decoder.prefill(prefix, codes.flatten(1)[:, :-1])
-    torch.testing.assert_close(
-        logits, prior(codes, LABELS), atol=0.15 if dtype == torch.bfloat16 else 1e-6, rtol=0, check_dtype=True
-    )
 
 
 def test_autocast_does_not_reach_the_decode_path(make_prior):
     prior = make_prior()
-    expected = generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions()))
+    expected = generate(prior, SamplingRequest(SEEDS, LABELS))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(
-            generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions())).logprobs, expected.logprobs
-        )
+        assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS)).logprobs, expected.logprobs)
 
 
 @pytest.mark.parametrize(
@@ -223,12 +178,93 @@ def test_autocast_does_not_reach_the_decode_path(make_prior):
     [
         (None, SamplingOptions(guidance_scale=2.0), (0,), None, r"guidance_scale=2.0 needs a condition"),
         (None, SamplingOptions(), (), None, "seeds is empty"),
+        (None, SamplingOptions(), (-1,), None, r"seeds must lie in \[0, 2\^64\), found -1"),
+        (None, SamplingOptions(), (10**23,), None, r"seeds must lie in \[0, 2\^64\), found 100000"),
         (LABELS, SamplingOptions(), (0,), None, "label: found 3 rows for 1 images"),
         (None, SamplingOptions(), (0,), torch.zeros(2, 1, dtype=torch.long), r"prompt_codes has the shape \(2, 1\)"),
         (None, SamplingOptions(), (0,), torch.zeros(1, 13, dtype=torch.long), r"expected \(1, at most 12\)"),
         (None, SamplingOptions(), (0,), torch.full((1, 1), 11), r"prompt_codes must lie in \[0, 11\), found 11"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(make_prior, labels, options, seeds, prompt, message):
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_arguments_that_do_not_fit_are_refused(make_prior, sampler, labels, options, seeds, prompt, message):
     with pytest.raises(ValueError, match=message):
-        generate(make_prior(), SamplingRequest(seeds, labels, options, prompt))
+        sampler(make_prior(), SamplingRequest(seeds, labels, options, prompt))
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_guidance_is_refused_where_the_null_condition_was_never_trained(make_prior, sampler):
+    prior = make_prior(condition_dropout=0.0)
+    assert not prior.can_be_guided
+    with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs a prior .* condition_dropout=0.0"):
+        sampler(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(guidance_scale=2.0)))
+    sampler(prior, SamplingRequest(SEEDS, LABELS))
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_logits_that_are_not_finite_are_refused(make_prior, sampler):
+    prior = make_prior()
+    prior.network.to_logits.weight.data[7] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        sampler(prior, SamplingRequest(SEEDS))
+
+
+@pytest.mark.parametrize("uniform", [1e-12, 0.4, 0.6, 1.0])
+def test_a_code_of_probability_zero_is_never_chosen(uniform):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    assert _choose(logits, torch.tensor([[[uniform]]]), 0).item() == (1 if uniform <= 0.5 else 3)
+
+
+def test_one_decoder_serves_batches_of_all_sizes(make_prior):
+    prior = make_prior()
+    decoder = CachedDecoder(prior)
+    for size in (3, 1, 2, 3):
+        request = SamplingRequest(SEEDS[:size], LABELS[:size])
+        assert torch.equal(generate(prior, request, decoder=decoder).codes, generate_naive(prior, request).codes)
+
+
+def test_a_decoder_of_older_weights_is_refused(make_prior):
+    prior = make_prior()
+    decoder = CachedDecoder(prior)
+    generate(prior, SamplingRequest(SEEDS), decoder=decoder)
+    with torch.no_grad():
+        prior.network.to_logits.weight.add_(1)
+    with pytest.raises(ValueError, match="its weights have changed"):
+        generate(prior, SamplingRequest(SEEDS), decoder=decoder)
+
+
+class _HostCopies(TorchDispatchMode):
+    """Notes each operation by which a number reaches Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_no_step_waits_for_the_device(make_prior, fixed_shapes, choice):
+    prior = make_prior()
+    decoder = CachedDecoder(prior, fixed_shapes)
+    steps = stream(prior, SamplingRequest(SEEDS, LABELS, CHOICES[choice]), decoder=decoder)
+    next(steps)
+    with _HostCopies() as copies:
+        assert len(list(steps)) == 11
+    assert copies.found == []
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_captions_are_conditions_too(make_prior, fixed_shapes, positions, window):
+    prior = make_prior(caption=5, grid=(2, 3, 2), positions=positions, window=window)
+    captions = torch.randint(0, 7, (3, 5), generator=torch.Generator().manual_seed(0))
+    request = SamplingRequest(SEEDS, captions, SamplingOptions(guidance_scale=2.0), torch.randint(0, 11, (3, 2)))
+    fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
+    assert torch.equal(fast.codes, generate_naive(prior, request).codes)
+    torch.testing.assert_close(fast.logprobs, sequence_logprobs(prior, fast.codes, captions), atol=1e-5, rtol=0)

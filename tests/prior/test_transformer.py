@@ -1,11 +1,14 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from prior import PriorConfig, TokenPrior, TransformerConfig
-
-POSITIONS = ["learned", "rotary"]
-GRIDS = [(3, 4, 1), (2, 3, 2)]
+from prior import PriorConfig, TokenPrior, TransformerConfig, codes_to_tokens, sequence_logprobs
+from prior.conditioning import condition_tokens
+from tests.prior.transformer_wrapper import transformer_wrapper
+from tests.prior.variants import GRIDS, POSITIONS
 
 
 @pytest.mark.parametrize("flash", [True, False])
@@ -85,3 +88,69 @@ def test_the_feed_forward_has_the_documented_width(make_prior):
 def test_rotary_positions_need_an_even_head():
     with pytest.raises(ValidationError, match="even head_dim, got 7"):
         TransformerConfig(positions="rotary", head_dim=7)
+
+
+@pytest.mark.parametrize("caption", [None, 5])
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_logits_are_those_of_x_transformers_with_the_same_weights(make_prior, grid, positions, flash, caption):
+    prior = make_prior(grid=grid, positions=positions, flash=flash, caption=caption)
+    codes = torch.randint(0, 11, (3, *grid))
+    prefix = condition_tokens(prior.vocabulary, None, 3, prior.device)
+    tokens = torch.cat([prefix, codes_to_tokens(codes, prior.vocabulary)[:, :-1]], dim=1)
+    with torch.no_grad():
+        of_all_ids = transformer_wrapper(prior)(tokens)[:, prefix.shape[1] - 1 :]
+        places = torch.arange(12) % grid[2]
+        expected = of_all_ids.unflatten(-1, (grid[2], 11))[:, torch.arange(12), places]
+        torch.testing.assert_close(prior(codes), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_layer_follows_its_own_mask(make_prior, positions, flash):
+    prior = make_prior(positions=positions, flash=flash, depth=3, window=2)
+    embedded = []
+    hook = prior.network.token_embedding.register_forward_hook(
+        lambda _, __, out: embedded.append(out.requires_grad_()) or out
+    )
+    logits = prior(torch.randint(0, 11, (1, 3, 4, 1)), torch.tensor([1]))
+    hook.remove()
+    reach = torch.eye(12)
+    for block in prior.network.blocks:
+        layer = torch.ones(12, 12).tril() * (1 if block.mask is None else block.mask)
+        reach = reach + layer @ reach
+    for position in range(12):
+        (gradient,) = torch.autograd.grad(logits[0, position].square().sum(), embedded, retain_graph=True)
+        assert torch.equal(gradient[0].abs().sum(-1) > 0, reach[position] > 0)
+
+
+def test_a_mask_that_hides_everything_but_a_token_itself_leaves_it_alone(make_prior):
+    prior = make_prior(positions="rotary", depth=2, window=1)
+    for block in prior.network.blocks:
+        block.mask = torch.eye(12, dtype=torch.bool)
+    codes = torch.randint(0, 11, (1, 3, 4, 1))
+    other = codes.clone()
+    other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 1) % 11
+    changed = (prior(codes) != prior(other)).any(-1)[0]
+    assert changed.tolist() == [i == 1 for i in range(12)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rotary_angles_are_exact_in_half_precision(make_prior, dtype):
+    prior = make_prior(grid=(32, 32, 1), positions="rotary", sharpen=1.0).to(dtype)
+    codes = torch.randint(0, 11, (4, 32, 32, 1))
+    half = sequence_logprobs(prior, codes).double()
+    exact = sequence_logprobs(prior.double(), codes)  # the same rounded weights
+    assert (half - exact)[:, 512:].abs().mean() < 0.02
+
+
+def test_a_prior_is_built_from_options_alone_before_x_transformers_is_imported():
+    program = "import sys, prior; prior.TransformerConfig(); sys.exit('x_transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_building_a_prior_warns_of_nothing():
+    program = "from prior import *; TokenPrior(PriorConfig(vocabulary=Vocabulary.of_labels_and_codes(2, (1, 1, 1))))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stderr == b""
