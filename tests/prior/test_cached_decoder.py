@@ -40,9 +40,9 @@ def test_a_recorded_step_of_fixed_shapes_replays_at_every_position(make_prior, g
     sequence = torch.randint(0, 11, (3, *grid)).flatten(1)
     expected = prior(sequence.view(3, *grid), LABELS)
     decoder = CachedDecoder(prior, fixed_shapes=True)
-    quantizers = grid[2]
+    quantizers = grid[2]  # a step is recorded once for each
     decoder.prefill(prefix_of(prior), sequence[:, :0])
-    recorded = [make_fx(lambda codes: decoder.step(codes))(sequence[:, i]) for i in range(quantizers)]  # one for each quantizer
+    recorded = [make_fx(lambda codes: decoder.step(codes))(sequence[:, i]) for i in range(quantizers)]
     decoder.prefill(prefix_of(prior), sequence[:, :0])
     replayed = [recorded[i % quantizers](sequence[:, i]) for i in range(11)]
     torch.testing.assert_close(torch.stack(replayed, 1), expected[:, 1:], atol=1e-5, rtol=0)
