@@ -110,9 +110,7 @@ def measure(
 ) -> Measured:
     """The figures of all processes together, in the order of the rows, however many processes there are."""
     rows = range(len(images) if request.max_images is None else min(request.max_images, len(images)))
-    share = -(-len(rows) // accelerator.num_processes)
-    mine = rows[accelerator.process_index * share : (accelerator.process_index + 1) * share]
-    figures, pairs = [], []
+    mine, figures, pairs = distributed.share_of(rows, accelerator), [], []
     with progress(len(mine), "reconstruct", "image", visible=accelerator.is_main_process) as meter:
         for batch in ordered_batches(images, mine, request.batch_size):
             originals = batch.image

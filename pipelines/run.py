@@ -1,10 +1,9 @@
-"""The whole chain of a pipeline recipe: `smalti run`. Every stage continues or skips by itself; rerun to resume."""
+"""The whole chain of a pipeline recipe: `smalti run`. Rerunning continues, and redoes only what has changed since."""
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,98 +11,241 @@ from accelerate import Accelerator
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_json, write_text
+from pipelines.base.documents import read_json_if_valid, read_json_mapping
+from pipelines.base.errors import UserError
+from pipelines.base.first_process import first_process
+from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import console
 from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
-from pipelines.data.shapes import ShapesConfig
+from pipelines.data import open_images
 from pipelines.encode import encode
 from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
-from pipelines.evaluate.label_accuracy import label_accuracy
-from pipelines.evaluate.report import Report, place_picture, print_report, write_report
+from pipelines.evaluate.code_usage import code_usage
+from pipelines.evaluate.label_accuracy import checks_itself, label_accuracy
+from pipelines.evaluate.report import FIGURES, Report, is_complete, place_figure, print_report, write_report
 from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate.token_bits import token_bits
 from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_folder
 from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.models.image_pipeline_folder import PARTS, read_generation_config
 from pipelines.recipes.pipeline import PipelineRecipe
 from pipelines.reconstruct import ReconstructionRequest, reconstruct
 from pipelines.sample import SampleRequest, sample
-from pipelines.tokens.dataset import TokenDataset
-from pipelines.tokens.health_figure import draw_health
-from pipelines.tokens.statistics import codebook_health, window_of
 from pipelines.train import train_recipe
-from prior import SamplingOptions
+
+PIPELINE = OutputKind(
+    "a pipeline",
+    "smalti run",
+    owned=("recipe.yaml", "seconds.json", "report.md", "report.json", *FIGURES),
+    key="output",
+    parts=("tokenizer", "tokens", "prior", "classifier", "samples", "reconstructions"),
+)
+SMALLEST_CLASSIFIED = 8  # pixels: the classifier halves an image three times
+
+# Each is written last by its stage, and changes when the stage is redone: by their digests a report knows its sources.
+SOURCES = (
+    "tokenizer/done.json",
+    "tokens/manifest.json",
+    "prior/done.json",
+    "classifier/done.json",
+    "image_pipeline/model_index.json",
+    "image_pipeline/generation_config.json",
+    "samples/samples.json",
+    "reconstructions/reconstruction.json",
+)
 
 
 def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
     """Train the tokenizer, encode, train the prior, put both together, sample, evaluate, report.
 
+    Every stage skips or continues by itself. What a changed recipe makes stale is redone where it costs minutes:
+    samples, reconstructions and figures. Another tokenizer or prior is refused, and nothing is changed.
+
     Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
     """
-    root, described = recipe.output, redact(recipe.model_dump(mode="json"))
-    accelerator = distributed.start(recipe.tokenizer.training.precision)
-    finished = root / "report.json"
-    if finished.is_file() and not overwrite:
-        report = json.loads(finished.read_text())
-        if report["recipe"] == described:
-            if accelerator.is_main_process:
-                console.print(f"{root}: finished; nothing to do (--overwrite starts over)")
-                print_report(report, root.name)
-            return report
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        finished.unlink(missing_ok=True)
-        write_text(root / "recipe.yaml", dump(recipe))
-        if overwrite:
-            (root / "seconds.json").unlink(missing_ok=True)
-    stages = Stages(root, accelerator)
-    data = recipe.tokenizer.data
-
-    with stages("tokenizer"):
-        train_recipe(recipe.tokenizer, overwrite)
-    with stages("encode"):
-        options = recipe.encode
-        encode(
-            root / "tokenizer", data, root / "tokens", options.splits, options.num_shards, options.batch_size, overwrite
-        )
-    with stages("prior"):
-        train_recipe(recipe.prior, overwrite)
-    with stages("image pipeline"):
-        accelerator.wait_for_everyone()
+    root, accelerator = recipe.output, distributed.start(recipe.tokenizer.training.precision)
+    target = OutputFolder(root, PIPELINE)
+    target.check(overwrite)
+    if not overwrite and (report := finished_report(recipe)) is not None:
         if accelerator.is_main_process:
-            save_image_pipeline(root, recipe.sample.options)
+            console.print(f"{root}: finished; nothing to do (--overwrite starts over)")
+            print_report(report, root.name)
+        return report
+    chain = Chain(recipe, accelerator, overwrite)
+    chain.check()
+    accelerator.wait_for_everyone()  # nobody looks at the folder any more
+    with target.begin(processes=accelerator):
+        if accelerator.is_main_process and not (root / "recipe.yaml").is_file():
+            write_text(root / "recipe.yaml", dump(recipe))
+        timer = StageTimer(root, accelerator, fresh=overwrite)
+        for name, stage in chain.stages():
+            with timer(name):
+                stage()
+        with timer("evaluate"):
+            figures = chain.evaluate()
+        report = {"recipe": identity(recipe), "sources": sources(root), **figures, "seconds": timer.seconds}
+        if accelerator.is_main_process:
+            write_text(root / "recipe.yaml", dump(recipe))
+            write_report(root, report, f"{root.name}: from pictures to tokens to new pictures")
+            print_report(report, root.name)
         accelerator.wait_for_everyone()
-    with stages("sample"):
-        wanted = recipe.sample
+    return report
+
+
+def identity(recipe: PipelineRecipe) -> Mapping[str, Any]:
+    """The recipe without secrets and without the folder that it writes, which may be moved."""
+    written = {"output": True, "tokenizer": {"output"}, "prior": {"output", "tokens"}}
+    return redact(recipe.model_dump(mode="json", exclude=written))
+
+
+def sources(root: Path) -> dict[str, str]:
+    """The digest of what each stage has finished."""
+    return {name: sha256_of(root / name) for name in SOURCES if (root / name).is_file()}
+
+
+def finished_report(recipe: PipelineRecipe) -> Report | None:
+    """The report of this recipe, unless something that it was made from has changed or is missing."""
+    root = recipe.output
+    report = read_json_if_valid(root / "report.json")
+    if report is None or not is_complete(report) or report.get("recipe") != identity(recipe):
+        return None
+    shown = all((root / name).is_file() for name in FIGURES)
+    return report if shown and report.get("sources") == sources(root) else None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The stages of a recipe, in order. Those that may refuse the recipe come before those that replace anything."""
+
+    recipe: PipelineRecipe
+    accelerator: Accelerator
+    overwrite: bool
+
+    @property
+    def root(self) -> Path:
+        return self.recipe.output
+
+    def stages(self) -> list[tuple[str, Callable[[], object]]]:
+        return [
+            ("tokenizer", self.train_tokenizer),
+            ("encode", self.encode),
+            ("prior", self.train_prior),
+            *([("classifier", self.train_classifier)] if self.needs_classifier else []),
+            ("image pipeline", self.save_image_pipeline),
+            ("sample", self.sample),
+            ("reconstruct", self.reconstruct),
+        ]
+
+    @property
+    def needs_classifier(self) -> bool:
+        return self.recipe.prior.condition == "label" and not checks_itself(self.recipe.tokenizer.data)
+
+    def check(self) -> None:
+        """Refuse, before anything is trained, data that a later stage could not use.
+
+        Raises:
+            UserError: the prior is to be conditioned on labels that the data does not have, or its images are too
+                small for the classifier that checks them.
+        """
+        data = self.recipe.tokenizer.data
+        if self.recipe.prior.condition != "label" or (self.root / "tokenizer" / "done.json").is_file():
+            return
+        with first_process(self.accelerator):
+            classes = open_images(data, "train").classes
+        if not classes:
+            raise UserError("prior.condition: found 'label', but the data has no labels; expected 'none'")
+        if self.needs_classifier and (len(classes) < 2 or data.preprocess.size < SMALLEST_CLASSIFIED):
+            raise UserError(
+                f"prior.condition: found 'label' on {len(classes)} class(es) of {data.preprocess.size} pixels; the "
+                f"classifier that checks samples needs 2 classes and {SMALLEST_CLASSIFIED} pixels; expected 'none'"
+            )
+
+    def train_tokenizer(self) -> None:
+        train_recipe(self.recipe.tokenizer, self.overwrite)
+
+    def encode(self) -> None:
+        chosen, folder = self.recipe.encode, self.root / "tokens"
+        data, splits = self.recipe.tokenizer.data, chosen.splits
+        encode(self.root / "tokenizer", data, folder, splits, chosen.num_shards, chosen.batch_size, self.overwrite)
+
+    def train_prior(self) -> None:
+        train_recipe(self.recipe.prior, self.overwrite)
+
+    def train_classifier(self) -> None:
+        chosen, data = self.recipe.evaluate.classifier, self.recipe.tokenizer.data
+        plain = data.model_copy(update={"augment": type(data.augment)()})
+        recipe = ClassifierRecipe(
+            output=self.root / "classifier", seed=chosen.seed, data=plain, width=chosen.width, training=chosen.training
+        )
+        train_classifier(recipe, self.overwrite)
+
+    def save_image_pipeline(self) -> None:
+        """Put the best tokenizer and prior together, unless just these stand there already."""
+        folder, options = self.root / "image_pipeline", self.recipe.sample.options
+        with first_process(self.accelerator) as first:
+            if not first or self._holds_these_models(folder):
+                return
+            tokenizer, prior = load_tokenizer(self.root / "tokenizer"), load_prior(self.root / "prior")
+            ImageGenerationPipeline(tokenizer, prior, options).save_pretrained(folder, overwrite=True)
+
+    def _holds_these_models(self, folder: Path) -> bool:
+        weights = [(resolve_folder(self.root / part), folder / part) for part in PARTS]
+        try:
+            same = all(_same_file(ours / "model.safetensors", theirs / "model.safetensors") for ours, theirs in weights)
+            return same and read_generation_config(folder) == self.recipe.sample.options
+        except UserError:
+            return False
+
+    def sample(self) -> None:
+        wanted = self.recipe.sample
         request = SampleRequest(num_images=wanted.num_images, seed=wanted.seed, batch_size=wanted.batch_size)
-        sample(root / "image_pipeline", root / "samples", request, overwrite, replace_others=True)
-    with stages("reconstruct"):
-        judged = recipe.evaluate
-        pairs = ReconstructionRequest(split=judged.split, max_images=judged.max_images, num_pairs=judged.num_pairs)
-        reconstruct(root / "tokenizer", data, root / "reconstructions", pairs, overwrite, replace_others=True)
-    if needs_classifier(recipe):
-        with stages("classifier"):
-            chosen = judged.classifier.model_dump()
-            chosen["training"] = judged.classifier.training
-            plain = data.model_copy(update={"augment": type(data.augment)()})
-            train_classifier(ClassifierRecipe(output=root / "classifier", data=plain, **chosen), overwrite)
-    report: Report = {}
-    if accelerator.is_main_process:
-        with stages("evaluate"):
-            figures = evaluate(recipe, accelerator)
-        report = {"recipe": described, **figures, "seconds": stages.seconds}
-        write_report(root, report, f"{root.name}: from pictures to tokens to new pictures")
-        print_report(report, root.name)
-    accelerator.wait_for_everyone()
-    return report or json.loads(finished.read_text())
+        sample(self.root / "image_pipeline", self.root / "samples", request, self.overwrite, replace_others=True)
+
+    def reconstruct(self) -> None:
+        chosen, target = self.recipe.evaluate, self.root / "reconstructions"
+        request = ReconstructionRequest(split=chosen.split, max_images=chosen.max_images, num_pairs=chosen.num_pairs)
+        data = self.recipe.tokenizer.data
+        reconstruct(self.root / "tokenizer", data, target, request, self.overwrite, replace_others=True)
+
+    def evaluate(self) -> dict[str, Any]:
+        """The figures of the finished stages, the same on all processes."""
+        root, chosen = self.root, self.recipe.evaluate
+        bits = token_bits(
+            root / "prior", root / "tokens", chosen.split, chosen.max_images, accelerator=self.accelerator
+        )
+        usage = code_usage(root / "tokenizer", root / "tokens", chosen.split, root / "codes.png", self.accelerator)
+        if self.accelerator.is_main_process:
+            for name in ("samples", "reconstructions"):
+                place_figure(root / name / f"{name}.png", root / f"{name}.png")
+        return {
+            "reconstruction": read_json_mapping(root / "reconstructions" / "reconstruction.json")["fidelity"],
+            "codes": asdict(usage),
+            "bits_per_token": asdict(bits),
+            "labels": self._label_accuracy() if self.recipe.prior.condition == "label" else None,
+        }
+
+    def _label_accuracy(self) -> dict[str, Any]:
+        chosen, samples = self.recipe.evaluate, read_samples(self.root / "samples")
+        found = label_accuracy(
+            samples,
+            self.recipe.tokenizer.data,
+            classifier=self.root / "classifier" if self.needs_classifier else None,
+            split=chosen.split,
+            max_images=chosen.max_images,
+            accelerator=self.accelerator,
+        )
+        return asdict(found)
 
 
-class Stages:
+class StageTimer:
     """Announces each stage and remembers how long it took: the longest call, since a finished stage only looks."""
 
-    def __init__(self, root: Path, accelerator: Accelerator):
+    def __init__(self, root: Path, accelerator: Accelerator, fresh: bool):
         self.path, self.main = root / "seconds.json", accelerator.is_main_process
-        self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        found = {} if fresh else read_json_if_valid(self.path) or {}
+        self.seconds = {name: float(took) for name, took in found.items() if isinstance(took, int | float)}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -112,61 +254,11 @@ class Stages:
         began = time.monotonic()
         yield
         took = round(time.monotonic() - began, 2)
-        self.seconds[name] = max(self.seconds.get(name, 0.0), took)
-        if self.main:
-            write_json(self.path, self.seconds)
+        if took > self.seconds.get(name, 0.0):
+            self.seconds[name] = took
+            if self.main:
+                write_json(self.path, self.seconds)
 
 
-def save_image_pipeline(root: Path, options: SamplingOptions) -> None:
-    """Put the best tokenizer and prior of a pipeline run together, unless just these stand there already."""
-    folder, parts = root / "image_pipeline", ("tokenizer", "prior")
-    pipeline = ImageGenerationPipeline(load_tokenizer(root / "tokenizer"), load_prior(root / "prior"), options)
-    weights = [(resolve_folder(root / part), folder / part) for part in parts]
-    same = all(_same_file(ours, theirs, "model.safetensors") for ours, theirs in weights)
-    if not (same and (folder / "model_index.json").is_file() and _options(folder) == options):
-        pipeline.save_pretrained(folder, overwrite=True)
-
-
-def _options(folder: Path) -> SamplingOptions:
-    return ImageGenerationPipeline.from_pretrained(folder).generation_config
-
-
-def _same_file(one: Path, other: Path, name: str) -> bool:
-    return (other / name).is_file() and sha256_of(one / name) == sha256_of(other / name)
-
-
-def needs_classifier(recipe: PipelineRecipe) -> bool:
-    return recipe.prior.condition == "label" and not isinstance(recipe.tokenizer.data.source, ShapesConfig)
-
-
-def evaluate(recipe: PipelineRecipe, accelerator: Accelerator) -> dict[str, Any]:
-    """The figures and pictures of finished stages; on one process."""
-    root, chosen, data = recipe.output, recipe.evaluate, recipe.tokenizer.data
-    dataset = TokenDataset.open(root / "tokens")
-    tokenizer = load_tokenizer(root / "tokenizer", accelerator.device)
-    window = window_of(dataset.split(chosen.split))
-    health = codebook_health(window)
-    draw_health(root / "codes.png", window, health, tokenizer.model)
-    place_picture(root / "samples" / "samples.png", root / "samples.png")
-    place_picture(root / "reconstructions" / "reconstructions.png", root / "reconstructions.png")
-    fidelity = json.loads((root / "reconstructions" / "reconstruction.json").read_text())["fidelity"]
-    bits = token_bits(root / "prior", root / "tokens", chosen.split, chosen.max_images, device=accelerator.device)
-    labels = None
-    if recipe.prior.condition == "label":
-        samples = read_samples(root / "samples")
-        judge = root / "classifier" if needs_classifier(recipe) else None
-        classes = samples.classes or []
-        labels = asdict(
-            label_accuracy(samples.images, samples.labels, classes, data, judge, chosen.split, chosen.max_images)
-        )
-    return {
-        "reconstruction": {name: fidelity[name] for name in ("images", "psnr", "ssim")},
-        "codes": {
-            "size": health.counts.numel(),
-            "used": int((health.counts > 0).sum()),
-            "perplexity": float(health.perplexity),
-            "verdict": health.verdict,
-        },
-        "bits_per_token": asdict(bits),
-        "labels": labels,
-    }
+def _same_file(one: Path, other: Path) -> bool:
+    return other.is_file() and sha256_of(one) == sha256_of(other)

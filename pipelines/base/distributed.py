@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
 from pipelines.base.errors import UserError
+from pipelines.base.process_store import Processes
 from pipelines.base.random_streams import seed_of
 from pipelines.base.rank_failures import watch_other_processes
 
@@ -43,6 +44,14 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
         )
     watch_other_processes(accelerator)
     return accelerator
+
+
+def share_of(rows: range, processes: Processes | None) -> range:
+    """The part of `rows` that belongs to this process: consecutive ones, in the order of the processes."""
+    if processes is None:
+        return rows
+    size = -(-len(rows) // processes.num_processes)
+    return rows[processes.process_index * size : (processes.process_index + 1) * size]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -40,12 +40,14 @@ class OutputKind:
     command: the command that writes it ("smalti sample").
     owned: every name that the command writes, as glob patterns relative to the folder ("images/*.png").
     key: how the user names the folder ("--output"; a recipe's "output").
+    parts: folders inside it that other commands write; they may be there before this command has been called.
     """
 
     name: str
     command: str
     owned: tuple[str, ...]
     key: str = "--output"
+    parts: tuple[str, ...] = ()
 
 
 class OutputFolder:
@@ -94,7 +96,8 @@ class OutputFolder:
         except FileNotFoundError:
             return
         if MARKER not in names:
-            if names:
+            parts = {name for name in self.kind.parts if (self.path / name / MARKER).is_file()}
+            if names := [name for name in names if name not in parts]:
                 shown = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
                 more = " --overwrite deletes nothing that smalti did not write." if overwrite else ""
                 raise UserError(

@@ -1,28 +1,35 @@
-"""Are labels obeyed? The shapes checker reads the picture back where it can, else a trained classifier judges."""
+"""Do samples show their labels? A checker reads shapes back from pixels; other data needs a trained classifier."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from pipelines.base.distributed import share_of
 from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, Split, open_images, ordered_batches
 from pipelines.data.shapes import ShapesConfig
 from pipelines.data.shapes_checker import label_of
 from pipelines.evaluate.classifier import load_classifier
+from pipelines.evaluate.samples import Samples
 
-Judge = Callable[[UInt8[Tensor, "n c h w"]], Int[Tensor, " n"]]
+Checker = Callable[[UInt8[Tensor, "n c h w"]], Int[Tensor, " n"]]
+IMAGES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class LabelAccuracy:
-    """Share of `images` that show their label, also by class; `real_accuracy` is what the same `judge` says of
-    `real_images` held-out real images: the ceiling."""
+    """Share of `images` that show their label, also by class.
 
-    judge: str
+    `real_accuracy` is what the same `checker` finds on `real_images` held-out real images: the ceiling.
+    """
+
+    checker: str
     accuracy: float
     images: int
     real_accuracy: float
@@ -30,55 +37,90 @@ class LabelAccuracy:
     by_class: dict[str, float]
 
 
-def label_judge(data: DataConfig, classes: Sequence[str], classifier: str | Path | None) -> tuple[str, Judge]:
-    """Name and function of the judge for this data: images -> class numbers, -1 for what is nothing.
+def checks_itself(data: DataConfig) -> bool:
+    """Whether labels of this data can be read back from pixels: shapes in colour."""
+    return isinstance(data.source, ShapesConfig) and data.preprocess.channels == 3
+
+
+def label_checker(
+    data: DataConfig, classes: Sequence[str], classifier: str | Path | None, device: torch.device | str = "cpu"
+) -> tuple[str, Checker]:
+    """Name and function of the checker of this data: images -> class numbers, -1 where an image shows no class.
 
     Raises:
-        UserError: the data is not `shapes` and no classifier is given, or the classifier tells other classes apart.
+        UserError: the data needs a classifier and none is given, or the classifier was trained on other classes.
     """
-    if isinstance(data.source, ShapesConfig):
+    if checks_itself(data):
         return "shapes checker", check_shapes
     if classifier is None:
         raise UserError("evaluate: labels of this data need a classifier; train one with train_classifier")
-    judge = load_classifier(classifier)
-    if judge.classes != tuple(classes):
-        raise UserError(f"{judge.folder}: tells {judge.classes} apart, the samples have {tuple(classes)}")
-    return "classifier", judge
+    loaded = load_classifier(classifier, device)
+    if loaded.classes != tuple(classes):
+        raise UserError(f"{loaded.folder}: was trained on {loaded.classes}, the samples have {tuple(classes)}")
+    return "classifier", loaded
 
 
 def check_shapes(images: UInt8[Tensor, "n 3 h h"]) -> Int[Tensor, " n"]:
-    """The class that each picture shows, by the checker of the `shapes` data; -1 for no legible scene."""
+    """The class that each image shows, by the checker of the `shapes` data; -1 for no legible scene."""
     found = [label_of(image) for image in images]
-    return torch.tensor([-1 if label is None else label for label in found])
+    return torch.tensor([-1 if label is None else label for label in found], dtype=torch.int64)
 
 
 def label_accuracy(
-    images: UInt8[Tensor, "n c h w"],
-    labels: Sequence[int],
-    classes: Sequence[str],
+    samples: Samples,
     data: DataConfig,
     classifier: str | Path | None = None,
     split: Split = "test",
-    limit: int | None = None,
+    max_images: int | None = None,
+    accelerator: Accelerator | None = None,
 ) -> LabelAccuracy:
-    """Judge generated images, and the first `limit` real ones of a split beside them.
+    """Check samples, and the first `max_images` real images of a split beside them. Every process takes its share.
 
     Raises:
-        UserError: as `label_judge`; or an image has no label.
+        UserError: as `label_checker`; or an image has no label.
     """
-    if min(labels) < 0:
+    if min(samples.labels) < 0:
         raise UserError("evaluate: found samples without a label, expected class-conditional ones")
-    name, judge = label_judge(data, classes, classifier)
-    wanted = torch.tensor(labels)
-    right = judge(images) == wanted
+    classes = samples.classes or []
+    name, checker = label_checker(data, classes, classifier, accelerator.device if accelerator else "cpu")
+    labels = torch.tensor(samples.labels)
+    right = _right_samples(samples.images, labels, checker, accelerator)
     by_class = {
-        title: right[wanted == number].float().mean().item()
+        title: right[labels == number].float().mean().item()
         for number, title in enumerate(classes)
-        if (wanted == number).any()
+        if (labels == number).any()
     }
-    real = open_images(data, split)
-    seen = good = 0
-    for batch in ordered_batches(real, range(min(limit or len(real), len(real))), 500):
-        good += int((judge(batch.image) == batch.label).sum())
-        seen += len(batch)
-    return LabelAccuracy(name, right.float().mean().item(), len(labels), good / max(1, seen), seen, by_class)
+    real = _right_real_images(data, split, max_images, checker, accelerator)
+    return LabelAccuracy(
+        checker=name,
+        accuracy=right.float().mean().item(),
+        images=len(labels),
+        real_accuracy=sum(real) / max(1, len(real)),
+        real_images=len(real),
+        by_class=by_class,
+    )
+
+
+def _right_samples(images: Tensor, labels: Tensor, checker: Checker, accelerator: Accelerator | None) -> Tensor:
+    mine = share_of(range(len(labels)), accelerator)
+    found = [
+        checker(images[start : min(start + IMAGES_AT_ONCE, mine.stop)])
+        for start in range(mine.start, mine.stop, IMAGES_AT_ONCE)
+    ]
+    shown = torch.tensor(_gathered([label for part in found for label in part.tolist()], accelerator))
+    return shown == labels
+
+
+def _right_real_images(
+    data: DataConfig, split: Split, max_images: int | None, checker: Checker, accelerator: Accelerator | None
+) -> list[bool]:
+    images = open_images(data, split)
+    rows = range(len(images) if max_images is None else min(max_images, len(images)))
+    right: list[bool] = []
+    for batch in ordered_batches(images, share_of(rows, accelerator), IMAGES_AT_ONCE):
+        right += (checker(batch.image) == batch.label).tolist()
+    return _gathered(right, accelerator)
+
+
+def _gathered(values: list, accelerator: Accelerator | None) -> list:
+    return values if accelerator is None else gather_object(values)

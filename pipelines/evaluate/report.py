@@ -11,7 +11,7 @@ from pipelines.base.atomic_files import replacing, write_json, write_text
 from pipelines.base.progress import clock, console
 
 Report = Mapping[str, Any]
-PICTURES = {
+FIGURES = {
     "reconstructions.png": "Images of the held-out split, each above its reconstruction",
     "samples.png": "Samples of the prior, decoded",
     "codes.png": "How often each code is used, and what the most and least used ones look like",
@@ -32,8 +32,14 @@ def rows(report: Report) -> list[tuple[str, str]]:
     ]
     if labels := report["labels"]:
         lines += [
-            ("samples that obey their label", f"{labels['accuracy']:.1%} of {labels['images']:,} ({labels['judge']})"),
-            ("… the same judge on real images", f"{labels['real_accuracy']:.1%} of {labels['real_images']:,}"),
+            (
+                "samples that show their label",
+                f"{labels['accuracy']:.1%} of {labels['images']:,} ({labels['checker']})",
+            ),
+            (
+                "… real images that do, by the same checker",
+                f"{labels['real_accuracy']:.1%} of {labels['real_images']:,}",
+            ),
         ]
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
@@ -43,12 +49,12 @@ def rows(report: Report) -> list[tuple[str, str]]:
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
     table = "\n".join(f"| {what} | {figure} |" for what, figure in rows(report))
-    shown = "\n\n".join(f"![{text}]({name})" for name, text in PICTURES.items() if (folder / name).is_file())
+    shown = "\n\n".join(f"![{text}]({name})" for name, text in FIGURES.items() if (folder / name).is_file())
     worst = ""
     if labels := report["labels"]:
         ordered = sorted(labels["by_class"].items(), key=lambda pair: pair[1])
         cells = "\n".join(f"| {name} | {share:.1%} |" for name, share in ordered)
-        worst = f"\n\n| label, worst first | obeyed |\n|---|---|\n{cells}"
+        worst = f"\n\n| label, worst first | shown |\n|---|---|\n{cells}"
     write_text(folder / "report.md", f"# {title}\n\n| what | figure |\n|---|---|\n{table}\n\n{shown}{worst}\n")
     write_json(folder / "report.json", report)
 
@@ -60,7 +66,15 @@ def print_report(report: Report, title: str) -> None:
     console.print(table)
 
 
-def place_picture(source: Path, target: Path) -> None:
-    """Copy a picture to where the report shows it, atomically."""
+def is_complete(report: Report) -> bool:
+    """Whether every figure is there, as a number where a number belongs."""
+    try:
+        return bool(rows(report))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return False
+
+
+def place_figure(source: Path, target: Path) -> None:
+    """Copy a figure to where the report shows it, atomically."""
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)

@@ -1,10 +1,14 @@
 """How well a prior predicts held-out tokens, beside what counting alone can do."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
+from pipelines.base.distributed import share_of
 from pipelines.base.progress import progress
 from pipelines.models.checkpoint import load_prior
 from pipelines.tokens.dataset import TokenDataset
@@ -30,26 +34,32 @@ def token_bits(
     prior_folder: str | Path,
     tokens_folder: str | Path,
     split: str = "test",
-    limit: int | None = None,
+    max_images: int | None = None,
     batch_size: int = 64,
-    device: str | torch.device = "cpu",
+    accelerator: Accelerator | None = None,
 ) -> TokenBits:
-    """Bits per token of the first `limit` rows of a split of a token dataset.
+    """Bits per token of the first `max_images` rows of a split of a token dataset. Every process takes its share.
 
     Raises:
         UserError: the prior was trained on tokens of another tokenizer.
     """
+    device = accelerator.device if accelerator else torch.device("cpu")
     dataset, loaded = TokenDataset.open(tokens_folder), load_prior(prior_folder, device)
     loaded.spec.check_same_codes(dataset.spec, str(prior_folder), str(tokens_folder))
     held_out = dataset.split(split)
-    rows = range(len(held_out) if limit is None else min(limit, len(held_out)))
-    counted = dataset.baselines().bits_per_token(held_out.batch(rows)["codes"])
-    conditional, total = loaded.model.vocabulary.num_classes is not None, 0.0
-    with progress(len(rows), "held-out bits", "image") as meter:
-        for start in range(0, len(rows), batch_size):
-            part = held_out.batch(rows[start : start + batch_size])
-            labels = part["label"].to(device) if conditional else None
-            total += sequence_bits(loaded.model, part["codes"].to(device), labels).double().sum().item()
-            meter.advance(len(part["codes"]))
-    per_token = total / len(rows) / dataset.spec.tokens_per_image
-    return TokenBits(len(rows), per_token, counted.unigram, counted.bigram)
+    rows = range(len(held_out) if max_images is None else min(max_images, len(held_out)))
+    mine, visible = share_of(rows, accelerator), accelerator is None or accelerator.is_main_process
+    conditional, baselines = loaded.model.vocabulary.conditional, dataset.baselines()
+    found: list[tuple[float, float, float]] = []  # bits of a whole batch
+    with progress(len(mine), "held-out bits", "image", visible=visible) as meter:
+        for start in range(0, len(mine), batch_size):
+            part = held_out.batch(mine[start : start + batch_size])
+            codes, labels = part["codes"], part["label"].to(device) if conditional else None
+            counted = baselines.bits_per_token(codes)
+            bits = sequence_bits(loaded.model, codes.to(device), labels).double().sum().item()
+            found.append((bits, counted.unigram * codes.numel(), counted.bigram * codes.numel()))
+            meter.advance(len(codes))
+    found = found if accelerator is None else gather_object(found)
+    tokens = len(rows) * dataset.spec.tokens_per_image
+    prior, unigram, bigram = (math.fsum(column) / tokens for column in zip(*found, strict=True))
+    return TokenBits(len(rows), prior, unigram, bigram)

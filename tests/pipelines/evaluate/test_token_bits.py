@@ -27,7 +27,7 @@ def test_bits_are_the_mean_over_held_out_tokens_given_their_labels(prior_folder,
 
     batch = TokenDataset.open(tiny_tokens).split("test").batch(range(30))
     expected = sequence_bits(load_prior(prior_folder).model, batch["codes"], batch["label"]).mean().item() / 64
-    found = token_bits(prior_folder, tiny_tokens, limit=30, batch_size=7)
+    found = token_bits(prior_folder, tiny_tokens, max_images=30, batch_size=7)
     assert (found.images, found.prior) == (30, pytest.approx(expected, rel=1e-5))
 
 
