@@ -14,7 +14,9 @@ from PIL import Image
 from pipelines.base.errors import UserError
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
+from pipelines.recipes.stages import load_recipe
 from pipelines.run import run
+from pipelines.train import train_recipe
 
 TRAINING = {"steps": 6, "batch_size": 16, "validate_every": 3, "save_every": 3, "validation_images": 8}
 RECIPES = {
@@ -110,9 +112,7 @@ def test_what_is_missing_is_made_again_and_nothing_else(finished, recipe_file):
 
 
 def stamps(root):
-    """When each file was written; training notes in its recipe.yaml where a run stands now."""
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in files if path.name != "recipe.yaml" or path.parent == root}
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
 
 
 def without_times(report):
@@ -196,6 +196,15 @@ def test_a_foreign_folder_is_refused(recipe_file, tmp_path):
         with pytest.raises(UserError, match="was not written by `smalti run`"):
             run(load_pipeline(recipe_file, [f"output={tmp_path}"]), overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_training_into_the_root_of_a_pipeline_is_refused(recipe_file, copied):
+    recipe = load_recipe(recipe_file.parent / "tokenizer.yaml", [f"output={copied}"])
+    before = {path: path.read_bytes() for path in stamps(copied)}
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds a pipeline"):
+            train_recipe(recipe, overwrite)
+    assert {path: path.read_bytes() for path in stamps(copied)} == before
 
 
 def test_a_prior_on_labels_that_the_data_lacks_is_refused_before_training(recipe_file, tmp_path, monkeypatch):
