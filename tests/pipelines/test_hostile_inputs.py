@@ -1,0 +1,132 @@
+"""Inputs that no command can use: one message on stderr, exit code 2, nothing written. `tests/benchmarks/
+hostile_inputs.py` holds hundreds more, with limits of time and memory."""
+
+import sys
+
+import pytest
+
+from pipelines import cli
+
+RECIPE = """
+kind: tokenizer
+output: out
+data: {source: {kind: shapes, train: 64, validation: 16, test: 16}, preprocess: {size: 32}}
+model:
+  backbone: {kind: conv, widths: [4, 8], residual_blocks: 1, residual_width: 4}
+  bottleneck: {kind: vq, num_codes: 16, dim: 4}
+  likelihood: {kind: normal, scale: 0.2}
+objective: {weights: {nll: 1, commitment: 0.25}}
+training: {steps: 4, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """Runs `smalti` in a folder with a sound recipe; returns what it says, having checked how it says it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["smalti", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.strip() and "Traceback" not in said and len(said) < 4000
+        assert not (tmp_path / "out").exists()
+        return said
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "nothing at the top"),
+        ("- a\n", "a list at the top"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        ("a: [1", "line"),
+        ("a: &a [*a]", "alias"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested"),
+        ("seed: " + "9" * 5000, "digits"),
+        (RECIPE + "seed: 1\nseed: 2\n", "twice"),
+        ("on: 1", "quotes"),
+        ("kind: cake", "'cake'"),
+        ("kind: [tokenizer]", "kind"),
+        ("kind: tokenizer\noutput: out\ndata: x\nmodel: x\nobjective: x\ntraining: x\n", "data"),
+    ],
+)
+def test_a_file_that_is_no_recipe(refused, tmp_path, content, words):
+    (tmp_path / "bad.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refused("train", "bad.yaml")
+    assert said.startswith("smalti: bad.yaml") and words in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=true",
+        "training.steps=.inf",
+        "training.steps=nan",
+        "training.batch_size=0",
+        "training.optimizer.learning_rate=nan",
+        "training.optimizer.learning_rate=1e400",
+        "training.optimizer.betas=[1.5,0.9]",
+        "training.optimizer.betas=[.nan,0.9]",
+        "training.precision=no",
+        "seed=99999999999999999999999",
+        "model.backbone.widths=[]",
+        "model.backbone.residual_blocks=1000000000",
+        "model.bottleneck.num_codes=99999999999999999999999",
+        "model.bottleneck={kind: fsq, levels: [1000000000, 1000000000, 1000000000]}",
+        "data.preprocess.size=1000000",
+        "data.workers=100000000",
+        "data.source={kind: torchvision, name: Cake}",
+        "data.source={kind: huggingface, path: ./nowhere}",
+        "objective.weights={}",
+        "output=recipe.yaml",
+        "output=recipe.yaml/below",
+        "output=.",
+        "training=[1",
+        "training=*a",
+        "a..b=3",
+    ],
+)
+def test_a_value_that_no_training_can_use(refused, override):
+    key = override.partition("=")[0].split(".")[-1]
+    said = refused("train", "recipe.yaml", override)
+    assert key in said or "override" in said or "recipe.yaml" in said
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--num-images=3000000000",
+        "--num-images=0",
+        "--seed=99999999999999999999999",
+        "--seed=-1",
+        "--temperature=nan",
+        "--guidance-scale=inf",
+        "--top-p=nan",
+        "--top-k=0",
+        "--batch-size=99999999999999999999999",
+    ],
+)
+def test_a_number_of_the_command_line(refused, option):
+    assert option.partition("=")[0] in refused("sample", "anything", "-o", "out", option)
+
+
+@pytest.mark.parametrize("target", ["recipe.yaml", "recipe.yaml/below", "photos", "."])
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_an_output_that_cannot_be_claimed(refused, tmp_path, tiny_tokens, tiny_tokenizer, target, overwrite):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("a cat")
+    for command in (["decode", tiny_tokens], ["reconstruct", tiny_tokenizer, "--data", tmp_path / "recipe.yaml"]):
+        assert target in refused(*command, "-o", target, *overwrite)
+    assert (tmp_path / "photos" / "cat.png").read_text() == "a cat"
+    assert (tmp_path / "recipe.yaml").read_text() == RECIPE
+
+
+@pytest.mark.parametrize("name", ["folder", "a.jpg", "a", "recipe.yaml/a.png"])
+def test_a_figure_that_cannot_be_written(refused, tmp_path, tiny_tokens, name):
+    (tmp_path / "folder").mkdir()
+    assert name.split("/")[0] in refused("inspect", tiny_tokens, "-o", name)
