@@ -41,7 +41,7 @@ def check_model_size(build: Callable[[], object], what: str, copies: int = TRAIN
     from torch import nn
 
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # the weights of the real one stay the same
             module = build()
     except (RuntimeError, OverflowError, MemoryError, RecursionError) as error:
         if (message := machine_error(error)) is None:

@@ -27,5 +27,5 @@ class ClassifierRecipe(BaseModel):
     output: Path
     seed: int = Field(default=0, ge=0)
     data: DataConfig
-    width: int = Field(default=16, ge=1)
+    width: int = Field(default=16, ge=1, le=4096)
     training: TrainingConfig = TRAINING

@@ -16,6 +16,7 @@ from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.statistics import refuse_collapsed
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
+from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows
 from prior import (
@@ -69,6 +70,8 @@ class PriorTask:
         num_classes = len(self.classes) if self.classes else None
         vocabulary = Vocabulary.of_labels_and_codes(self.spec.num_codes, self.spec.grid, num_classes)
         config = PriorConfig(vocabulary=vocabulary, transformer=transformer, condition_dropout=conditioning.dropout)
+        logits = self.spec.tokens_per_image * self.spec.num_codes
+        check_sizes(training, lambda: TokenPrior(config), 4 * logits)
         self.phases = {"prior": OptimizedPhase(PriorPhase(TokenPrior(config)), training.optimizer)}
         self._baselines: dict[str, float] | None = None
 

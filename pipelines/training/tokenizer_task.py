@@ -14,6 +14,7 @@ from pipelines.data import DataConfig, open_images, ordered_batches, training_lo
 from pipelines.models.checkpoint import save_tokenizer
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
+from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, CodeUsage, ObjectiveConfig, evaluate
@@ -38,6 +39,8 @@ class TokenizerTask:
         card: str = "",
     ):
         self.data, self.objective, self.training, self.seed, self.card = data, objective, training, seed, card
+        pixels = model.channels * model.image_size**2
+        check_sizes(training, lambda: Autoencoder(model), pixels * 5)  # as bytes and as float32
         self.images, self.held_out = open_images(data, "train"), open_images(data, "validation")
         try:
             phase = AutoencoderPhase(Autoencoder(model), objective)

@@ -1,6 +1,7 @@
 """What no machine can hold is refused by arithmetic, not by trying."""
 
 import pytest
+import torch
 from torch import nn
 
 from pipelines.base.errors import UserError
@@ -19,8 +20,10 @@ def test_a_model_that_is_too_large_is_refused(width):
         check_model_size(lambda: nn.Linear(width, width), "the model")
 
 
-def test_a_small_model_is_built_without_memory():
-    check_model_size(lambda: nn.Linear(3, 3), "the model")
+def test_a_small_model_is_built_without_memory_and_without_random_numbers():
+    before = torch.get_rng_state()
+    check_model_size(lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout()), "the model")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_defect_of_the_model_is_not_hidden():
