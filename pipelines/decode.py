@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import write_json
 from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
-from pipelines.base.image_grids import save_grid, save_png
+from pipelines.base.first_process import first_process
+from pipelines.base.image_grids import save_grid, save_images
 from pipelines.base.output_folder import OutputFolder, OutputKind
+from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import console, progress
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.tokens.dataset import TokenDataset, TokenSplit
@@ -66,27 +69,40 @@ def decode(
         console.print(f"{output}: already decoded, {count:,} pictures; nothing to do", markup=False, soft_wrap=True)
         return DecodeResult(folder.path, pictures, result.grid, already_complete=True)
     with folder.begin(overwrite, accelerator):
-        write_json(folder.path / "decoded.json", {**request, "rows": 0})
-        _write_pictures(tokenizer, rows, result, batch_size)
-        write_json(folder.path / "decoded.json", {**request, "rows": count})
+        with first_process(accelerator) as first:
+            if first:
+                write_json(folder.path / "decoded.json", {**request, "rows": 0})
+        _write_pictures(tokenizer, rows, result, batch_size, accelerator)
+        wait_for_all(accelerator)
+        if accelerator.is_main_process:
+            write_json(folder.path / "decoded.json", {**request, "rows": count})
     return result
 
 
-def _write_pictures(tokenizer: LoadedTokenizer, rows: TokenSplit, result: DecodeResult, batch_size: int) -> None:
-    """The PNGs that are not there yet, and the overview, which is always drawn."""
+def _write_pictures(
+    tokenizer: LoadedTokenizer, rows: TokenSplit, result: DecodeResult, batch_size: int, accelerator: Accelerator
+) -> None:
+    """This process's share of the PNGs that are not there yet; the overview, which the first process always draws."""
     shown: list[Tensor] = []
-    with progress(len(result.pictures), "decode", unit="image") as meter:
-        for start in range(0, len(result.pictures), ROWS_AT_ONCE):
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with progress(len(result.pictures), "decode", unit="image", visible=rank == 0) as meter:
+        for start in range(rank * ROWS_AT_ONCE, len(result.pictures), world * ROWS_AT_ONCE):
             block = range(start, min(start + ROWS_AT_ONCE, len(result.pictures)))
-            missing = [row for row in block if row < SHOWN or not result.pictures[row].is_file()]
+            missing = [row for row in block if row < SHOWN or not _is_written(result.pictures[row])]
             meter.advance(len(block) - len(missing))
             for part, keys, images in _decoded(tokenizer, rows, missing, batch_size):
                 shown += [image for row, image in zip(part, images, strict=True) if row < SHOWN]
-                for row, key, image in zip(part, keys, images, strict=True):
-                    if not result.pictures[row].is_file():
-                        save_png(result.pictures[row], image, text={"key": key})
+                new = [place for place, row in enumerate(part) if not _is_written(result.pictures[row])]
+                texts = [{"key": keys[place]} for place in new]
+                save_images([result.pictures[part[place]] for place in new], images[new], texts)
                 meter.advance(len(part))
-    save_grid(result.grid, shown, columns=8)
+    if shown:
+        save_grid(result.grid, shown, columns=8)
+
+
+def _is_written(picture: Path) -> bool:
+    """A crash of the machine may leave empty files."""
+    return picture.is_file() and picture.stat().st_size > 0
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -159,7 +159,7 @@ def encoded_passes(
 
     def encoded(batch: PaddedBatch) -> tuple[PaddedBatch, Tensor]:
         codes = encode_pass(model, batch.images)
-        return replace(batch, images=batch.images[:0]), codes
+        return replace(batch, images=torch.empty(0, dtype=torch.uint8)), codes  # a view would keep the pixels
 
     with one_core_a_thread():
         if on_cpu:
@@ -174,12 +174,18 @@ def encode_pass(model: Autoencoder, images: Tensor) -> Tensor:
     device = next(model.parameters()).device
     if device.type == "cuda":
         images = images.pin_memory().to(device, non_blocking=True)
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with full_float32():
             found = model.encode(images).codes
     else:
         found = model.encode(images.to(device)).codes
     assert found is not None  # a spec is never built for a continuous tokenizer
     return found.flatten(1).to(torch.int32)
+
+
+def full_float32() -> AbstractContextManager[None]:
+    """cuDNN without TF32, and with algorithms that give the same bits each time."""
+    enabled = torch.backends.cudnn.enabled  # the default of `flags` would switch cuDNN off
+    return torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
