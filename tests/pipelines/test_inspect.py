@@ -153,3 +153,27 @@ def test_other_folders_are_refused_with_what_they_hold(tiny_tokenizer, tmp_path)
         inspect(tmp_path)
     with pytest.raises(UserError, match="--verify needs"):
         inspect(tiny_tokenizer, verify_rows=3)
+
+
+def test_a_figure_goes_where_it_was_asked_for(tiny_tokens, tmp_path):
+    found = inspect(tiny_tokens, figure=tmp_path / "codes.png")
+    assert found.figure == tmp_path / "codes.png"
+    assert found.figure.is_file()
+
+
+@pytest.mark.parametrize("name", ["codes.jpg", "codes", "folder.png"])
+def test_a_figure_that_is_no_png_file_is_refused_before_any_work(tmp_path, name):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=name):
+        inspect(tmp_path / "no such folder", figure=tmp_path / name)
+
+
+def test_verification_reads_only_the_files_of_its_rows(tokens):
+    dataset = TokenDataset.open(tokens)
+    first, second, _ = dataset.split("train").files
+    stored = dataset.split("train").tokens
+    content = bytearray(second.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    second.write_bytes(content)
+    rows = np.arange(len(dataset.split("train")) // 4)
+    np.testing.assert_array_equal(TokenDataset.open(tokens).split("train").part(rows).tokens, stored[rows])
