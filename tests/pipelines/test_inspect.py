@@ -170,7 +170,7 @@ def test_a_figure_that_is_no_png_file_is_refused_before_any_work(tmp_path, name)
 
 def test_verification_reads_only_the_files_of_its_rows(tokens):
     dataset = TokenDataset.open(tokens)
-    first, second, _ = dataset.split("train").files
+    _, second, _ = dataset.split("train").files
     stored = dataset.split("train").tokens
     content = bytearray(second.read_bytes())
     content[len(content) // 2] ^= 0xFF
