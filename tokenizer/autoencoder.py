@@ -1,4 +1,4 @@
-"""Stage one: backbone x bottleneck x likelihood. VAE, VQ-VAE and their kin are configurations of this one class."""
+"""Stage one: backbone x bottleneck x likelihood. VAE, VQ-VAE and the like are configurations of one class."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class AutoencoderConfig(Options):
 
 @dataclass
 class AutoencoderOutput:
-    """What a forward gives, for k draws of the latent of each of b images; the draws of an image stand side by side.
+    """What a forward gives, for k draws of the latent of each of b images; the draws of an image are adjacent.
 
     params: the likelihood's maps of every draw. terms: the bottleneck's, "nll" and of a continuous model "kl":
     unweighted, in nats per image; a term that is the same for all draws may have one column. batch_terms: losses of the
@@ -56,8 +56,8 @@ class Autoencoder(nn.Module):
 
     `forward` samples the latents of a continuous model in training and in evaluation alike; `encode` and `reconstruct`
     use the posterior's mean. In training mode both collect statistics for a learned codebook, which `after_step` then
-    moves; in evaluation mode no buffer changes. Whoever needs a second look at a batch while training, as a
-    discriminator does, takes it under `evaluating(model)`.
+    moves; in evaluation mode no buffer changes. A second forward of the same batch while training, for a discriminator
+    say, belongs under `evaluating(model)`, or its statistics would count twice.
 
     `condition` reaches those layers of the backbone that take one; today none does.
     """

@@ -48,24 +48,23 @@ class CodebookHealth:
 
 
 class CodeUsage:
-    """Counts codes over a window of tokens."""
+    """Counts codes over a window of tokens, on `device`."""
 
-    def __init__(self, num_codes: int, num_quantizers: int = 1):
-        self.num_codes, self.num_quantizers = num_codes, num_quantizers
+    def __init__(self, num_codes: int, num_quantizers: int = 1, device: torch.device | str = "cpu"):
+        self.num_codes, self.num_quantizers, self.device = num_codes, num_quantizers, device
         self.reset()
 
     def reset(self) -> None:
         """Begins a new window."""
-        self.counts = torch.zeros(self.num_quantizers, self.num_codes, dtype=torch.long)
+        self.counts = torch.zeros(self.num_quantizers, self.num_codes, dtype=torch.long, device=self.device)
 
     def update(self, codes: Integer[Tensor, "*positions q"]) -> None:
         """Adds codes to the window. ValueError if their last dimension is not num_quantizers."""
         if codes.shape[-1] != self.num_quantizers:
             found = f"codes {tuple(codes.shape)} hold {codes.shape[-1]} per position"
             raise ValueError(f"{found}, expected {self.num_quantizers}")
-        offsets = self.num_codes * torch.arange(self.num_quantizers, device=codes.device)
-        flat = (codes.long() + offsets).flatten()
-        self.counts = self.counts.to(codes.device)
+        offsets = self.num_codes * torch.arange(self.num_quantizers, device=self.device)
+        flat = (codes.to(self.device).long() + offsets).flatten()
         self.counts += torch.bincount(flat, minlength=self.counts.numel()).view_as(self.counts)
 
     def all_reduce(self) -> None:

@@ -1,7 +1,7 @@
 """p(x | z): each likelihood owns the pixel range and the number of maps that the decoder must give.
 
-Pictures are in [0, 1] outside and in [-1, 1] at the encoder (`inmap`). `nll` is in nats per image: a sum over
-channels and pixels, never a mean. `mean` is the picture to look at, `sample` draws pixel noise as well.
+Images are in [0, 1] outside and in [-1, 1] at the encoder (`inmap`). `nll` is in nats per image: a sum over
+channels and pixels, never a mean. `mean` is the image to show, `sample` adds pixel noise.
 """
 
 import math
@@ -55,13 +55,13 @@ class Normal(nn.Module):
     """
 
     inmap = staticmethod(signed)
-    FLOOR = math.log(1 / 255)  # finer noise than one grey level would model the quantisation, not the picture
+    FLOOR = math.log(1 / 255)  # finer noise than one grey level would model the 8-bit rounding, not the image
 
     def __init__(self, config: NormalConfig, channels: int):
         super().__init__()
         self.config = config
         self.out_channels = channels
-        # log_scale = FLOOR + softplus(free): bounded below, with a gradient everywhere. 0.25 is the spread of pictures.
+        # log_scale = FLOOR + softplus(free): bounded below, with a gradient everywhere. Pixels deviate by about 0.25.
         start = math.log(math.expm1(math.log(0.25) - self.FLOOR))
         self.free_log_scale = nn.Parameter(torch.tensor(start)) if config.scale == "learned" else None
 
@@ -87,13 +87,13 @@ class Normal(nn.Module):
         return (self._location(params) + self.log_scale().exp() * noise).clamp(0, 1)
 
     def _location(self, params: Tensor) -> Tensor:
-        return (params.float() + 1) / 2  # the decoder speaks the encoder's range
+        return (params.float() + 1) / 2  # the decoder works in the range of the encoder
 
 
 class Bernoulli(nn.Module):
     """The decoder gives the logit that a pixel is white; a grey level counts as the probability of white.
 
-    For black-and-white pictures nll is exact. For grey x it is the customary relaxation -x log p - (1 - x) log(1 - p):
+    For black-and-white images nll is exact. For grey x it is the customary relaxation -x log p - (1 - x) log(1 - p):
     the mean nll over random binarisations of x, in nats, but no normalised density over [0, 1] (for that see the
     continuous Bernoulli, Loaiza-Ganem & Cunningham 2019, arXiv 1907.06845). Its minimum is still at p = x.
     """
@@ -121,7 +121,7 @@ class Bernoulli(nn.Module):
 class Categorical(nn.Module):
     """A softmax over `bins` values k / (bins - 1) in every channel of every pixel: a probability mass, so nll >= 0.
 
-    With 256 bins nll is that of the 8-bit picture itself; with fewer, of the picture rounded to that many levels.
+    With 256 bins nll is that of the 8-bit image itself; with fewer, of the image rounded to that many levels.
     """
 
     inmap = staticmethod(signed)
@@ -169,5 +169,5 @@ def build_likelihood(config: LikelihoodConfig, channels: int) -> Likelihood:
 
 
 def _device(params: Tensor, generator: torch.Generator | None) -> torch.device:
-    """Noise is drawn where the generator lives, so that a CPU seed gives the same picture on every device."""
+    """Noise is drawn on the device of the generator, so that a CPU seed gives the same image on every device."""
     return params.device if generator is None else generator.device

@@ -14,7 +14,7 @@ from tokenizer.noise import Generators, standard_normal
 
 @runtime_checkable
 class Posterior(Protocol):
-    """A distribution over latents for each image of a batch. Draws of one image stand side by side: (b, k, d, h, w)."""
+    """A distribution over latents for each image of a batch. Draws have the shape (b, k, d, h, w)."""
 
     @property
     def mean(self) -> Float[Tensor, "b d h w"]: ...

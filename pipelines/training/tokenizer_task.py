@@ -55,9 +55,8 @@ class TokenizerTask:
     def validate(self, models: Models, collective: Collective) -> dict[str, float]:
         """The terms and the objective of each image, from one pass of the encoder; bounds, as `tokenizer.evaluate`."""
         model = autoencoder(models)
-        usage = CodeUsage(model.num_codes, model.grid[2]) if model.num_codes is not None else None
-        if usage:
-            usage.counts = usage.counts.to(collective.device)
+        codes = model.num_codes
+        usage = CodeUsage(codes, model.grid[2], collective.device) if codes is not None else None
         rows = min(len(self.held_out), self.training.validation_images)
 
         def blocks() -> Iterator[dict[str, Tensor]]:

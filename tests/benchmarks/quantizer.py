@@ -1,15 +1,16 @@
 """The quantizer beside vector-quantize-pytorch 1.32, on the same vectors with the same meaning: Euclidean distance,
 decay 0.99, commitment 0.25, plain straight-through, no k-means, no restarts.
 
-    python tests/benchmarks/quantizer.py [--threads 2] [--repeats 7] [--size N,D,K ...]
+    python tests/benchmarks/quantizer.py [--device cuda] [--threads 2] [--repeats 7] [--size N,D,K ...]
 
 Each side gets features (1, D, N/64, 64) and gives latents, codes and the commitment loss, and in training moves its
-codebook. Times are medians of alternating repeats, so that both sides meet the same weather. Before anything is timed,
-both sides must give the same codes, latents and loss.
+codebook (here: `after_step`). Times are medians of repeats that alternate between the sides, so that a change of the
+machine's load meets both. Before anything is timed, both sides must give the same codes, latents and loss.
 
-"peak" is by how much one forward raises the resident set, outputs included: in a fresh process per side and mode, with
-libraries loaded, inputs made and a tiny forward done, the kernel's high-water mark (VmHWM) is reset before the forward
-and read after it. It needs Linux; elsewhere it prints nan.
+"peak" is by how much one forward raises the memory in use, outputs included. On a CPU it is measured in a fresh process
+per side and mode, with libraries loaded, inputs made and a tiny forward done: the kernel's high-water mark of the
+resident set (VmHWM) is reset before the forward and read after it. It needs Linux; elsewhere it prints nan. On a GPU it
+is torch's peak of allocated memory.
 """
 
 import argparse
@@ -30,10 +31,13 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def ours(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forward:
+    """smalti. The module goes to the device of `embedding`."""
     from tokenizer.bottlenecks import build_bottleneck
     from tokenizer.bottlenecks.vq import VQConfig
 
-    module = build_bottleneck(VQConfig(num_codes=num_codes, dim=dim, kmeans_init=False)).train(training)
+    module = (
+        build_bottleneck(VQConfig(num_codes=num_codes, dim=dim, kmeans_init=False)).train(training).to(embedding.device)
+    )
     module.codebooks[0].embedding.copy_(embedding)
     module.codebooks[0].ema_sum.copy_(embedding)
 
@@ -46,11 +50,13 @@ def ours(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forward
 
 
 def theirs(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forward:
+    """vector-quantize-pytorch."""
     from vector_quantize_pytorch import VectorQuantize
 
     module = VectorQuantize(
         dim, num_codes, decay=0.99, commitment_weight=0.25, rotation_trick=False, accept_image_fmap=True
     ).train(training)
+    module = module.to(embedding.device)
     module.codebook.copy_(embedding)
     module._codebook.embed_avg[0].copy_(embedding)
     return lambda h: module(h)
@@ -59,18 +65,23 @@ def theirs(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forwa
 SIDES = {"smalti": ours, "peer": theirs}
 
 
-def features(n: int, dim: int, training: bool) -> Tensor:
+def features(n: int, dim: int, training: bool, device: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, dim, n // 64, 64, generator=generator).requires_grad_(training)
+    return torch.randn(1, dim, n // 64, 64, generator=generator).to(device).requires_grad_(training)
 
 
-def codebook(dim: int, num_codes: int) -> Tensor:
-    return torch.randn(num_codes, dim, generator=torch.Generator().manual_seed(1))
+def codebook(dim: int, num_codes: int, device: str) -> Tensor:
+    return torch.randn(num_codes, dim, generator=torch.Generator().manual_seed(1)).to(device)
 
 
-def time_both(n: int, dim: int, num_codes: int, training: bool, repeats: int) -> dict[str, float]:
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_both(n: int, dim: int, num_codes: int, training: bool, repeats: int, device: str) -> dict[str, float]:
     """Median seconds of a forward of each side."""
-    h, embedding = features(n, dim, training), codebook(dim, num_codes)
+    h, embedding = features(n, dim, training, device), codebook(dim, num_codes, device)
     forwards = {side: make(dim, num_codes, training, embedding) for side, make in SIDES.items()}
     times: dict[str, list[float]] = {side: [] for side in SIDES}
     with torch.set_grad_enabled(training):
@@ -85,27 +96,34 @@ def time_both(n: int, dim: int, num_codes: int, training: bool, repeats: int) ->
             torch.testing.assert_close(loss, peer_loss.squeeze(), rtol=1e-4, atol=1e-5)
         for _ in range(repeats):
             for side, forward in forwards.items():
+                synchronize(device)
                 begin = time.perf_counter()
                 forward(h)
+                synchronize(device)
                 times[side].append(time.perf_counter() - begin)
     return {side: statistics.median(values) for side, values in times.items()}
 
 
-def print_peak(side: str, n: int, dim: int, num_codes: int, training: bool) -> None:
-    """In a process of its own: MiB by which one forward raises the peak of the resident set."""
-    h = features(n, dim, training)
+def print_peak(side: str, n: int, dim: int, num_codes: int, training: bool, device: str) -> None:
+    """In a process of its own: MiB by which one forward raises the peak of the memory in use."""
+    h = features(n, dim, training, device)
     with torch.set_grad_enabled(training):
-        SIDES[side](dim, num_codes, training, codebook(dim, num_codes))(features(64, dim, training))
-        forward = SIDES[side](dim, num_codes, training, codebook(dim, num_codes))
-        before = high_water_mark(reset=True)
+        SIDES[side](dim, num_codes, training, codebook(dim, num_codes, device))(features(64, dim, training, device))
+        forward = SIDES[side](dim, num_codes, training, codebook(dim, num_codes, device))
+        before = high_water_mark(device, reset=True)
         result = forward(h)
-        after = high_water_mark()
+        after = high_water_mark(device)
     del result
     print(after - before)
 
 
-def high_water_mark(reset: bool = False) -> float:
-    """Peak resident set in MiB since the last reset."""
+def high_water_mark(device: str, reset: bool = False) -> float:
+    """Peak of the memory in use, in MiB, since the last reset."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
@@ -115,14 +133,16 @@ def high_water_mark(reset: bool = False) -> float:
     return int(line.split()[1]) / 1024
 
 
-def peak(side: str, size: str, training: bool, threads: int) -> float:
-    arguments = ["--peak", side, "--size", size, "--threads", str(threads)] + ["--training"] * training
+def peak(side: str, size: str, training: bool, threads: int, device: str) -> float:
+    arguments = ["--peak", side, "--size", size, "--threads", str(threads), "--device", device]
+    arguments += ["--training"] * training
     output = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True).stdout
     return float(output.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--size", action="append", help="N,D,K; may be given several times")
@@ -132,16 +152,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.peak:
         n, dim, num_codes = map(int, options.size[0].split(","))
-        return print_peak(options.peak, n, dim, num_codes, options.training)
-    print(f"torch {torch.__version__}, {options.threads} threads, median of {options.repeats}")
+        return print_peak(options.peak, n, dim, num_codes, options.training, options.device)
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
+    print(f"torch {torch.__version__}, {machine}, median of {options.repeats}")
     print(f"{'N':>6} {'D':>4} {'K':>5}  {'mode':8} {'smalti':>9} {'peer':>9} {'ratio':>6}   {'peak':>9} {'peer':>9}")
     for size in options.size or SIZES:
         n, dim, num_codes = map(int, size.split(","))
         for mode in ("training", "eval"):
-            times = time_both(n, dim, num_codes, mode == "training", options.repeats)
-            peaks = {side: peak(side, size, mode == "training", options.threads) for side in SIDES}
+            times = time_both(n, dim, num_codes, mode == "training", options.repeats, options.device)
+            peaks = {side: peak(side, size, mode == "training", options.threads, options.device) for side in SIDES}
             print(
-                f"{n:6} {dim:4} {num_codes:5}  {mode:8} {1e3 * times['smalti']:6.1f} ms {1e3 * times['peer']:6.1f} ms "
+                f"{n:6} {dim:4} {num_codes:5}  {mode:8} {1e3 * times['smalti']:6.2f} ms {1e3 * times['peer']:6.2f} ms "
                 f"{times['peer'] / times['smalti']:5.1f}x   {peaks['smalti']:5.0f} MiB {peaks['peer']:5.0f} MiB",
                 flush=True,
             )

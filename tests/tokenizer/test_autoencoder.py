@@ -48,15 +48,15 @@ def generators(n: int, seed: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
 
-def pictures(n: int, size: int = 8, seed: int = 0) -> torch.Tensor:
-    """Random colours in the quadrants of a picture: easy to tell apart, easy to learn."""
+def images(n: int, size: int = 8, seed: int = 0) -> torch.Tensor:
+    """Random colours in the quadrants of an image: easy to distinguish, easy to learn."""
     quadrants = torch.randint(256, (n, 3, 2, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return quadrants.repeat_interleave(size // 2, 2).repeat_interleave(size // 2, 3)
 
 
 @every_bottleneck
 def test_shapes(name):
-    model, x = build(name), pictures(5)
+    model, x = build(name), images(5)
     out = model(x)
     rows, columns, quantizers = model.grid
     assert (rows, columns) == (2, 2) and quantizers == model.bottleneck.num_quantizers
@@ -74,18 +74,18 @@ def test_shapes(name):
 
 @every_continuous
 def test_terms_of_several_draws(name):
-    model, x = build(name), pictures(5)
+    model, x = build(name), images(5)
     out = model(x, draws=3)
     assert out.params.shape == (15, 3, 8, 8)
     assert {term.shape for term in out.terms.values()} == {(5, 3)}
-    for draw in range(3):  # draws of an image stand side by side
+    for draw in range(3):  # draws of an image are adjacent
         nll = model.likelihood.nll(out.params[draw::3], x.float() / 255)
         torch.testing.assert_close(out.terms["nll"][:, draw], nll)
 
 
 @every_continuous
 def test_the_sampled_kl_has_the_closed_form_as_its_mean(name):
-    model, x = build(name).eval(), pictures(1)
+    model, x = build(name).eval(), images(1)
     model.encoder[-1].weight.data *= 20
     closed, sampled = model(x).terms["kl"], model(x, draws=4000).terms["kl"]
     assert abs(sampled.mean() - closed.mean()) < 5 * sampled.std() / 4000**0.5
@@ -94,12 +94,12 @@ def test_the_sampled_kl_has_the_closed_form_as_its_mean(name):
 @every_discrete
 def test_several_draws_of_a_latent_that_is_not_random_are_refused(name):
     with pytest.raises(ValueError, match="3 draws need a random latent"):
-        build(name)(pictures(2), draws=3)
+        build(name)(images(2), draws=3)
 
 
 @every_bottleneck
 def test_evaluation_repeats_itself_and_changes_no_buffer(name):
-    model, x = build(name), pictures(5)
+    model, x = build(name), images(5)
     learn(model, x)
     model.eval()
     before = {key: value.clone() for key, value in model.named_buffers()}
@@ -115,15 +115,15 @@ def test_gradients_reach_every_parameter(name):
     model = build(name)
     # Untrained features are small: FSQ would round them all to zero, and hide the decoder's first weights behind that.
     model.encoder[-1].weight.data *= 10
-    out = model(pictures(5))
+    out = model(images(5))
     sum(term.sum() for term in (out.terms | out.batch_terms).values()).backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
 
 @every_bottleneck
-def test_overfits_a_few_pictures(name):
-    model, batch = build(name), {"image": pictures(4)}
+def test_overfits_a_few_images(name):
+    model, batch = build(name), {"image": images(4)}
     weights = {key: 1.0 if key in ("nll", "kl") else 0.25 for key in model.term_names()}
     phase = AutoencoderPhase(model, ObjectiveConfig.model_validate({"weights": weights}))
     optimizer = torch.optim.Adam(phase.trained_parameters().values(), lr=3e-3)
@@ -139,7 +139,7 @@ def test_overfits_a_few_pictures(name):
 
 @every_discrete
 def test_decoding_the_codes_is_decoding_the_latent(name):
-    model, x = build(name), pictures(5)
+    model, x = build(name), images(5)
     learn(model, x)
     model.eval()
     encoded = model.encode(x)
@@ -149,15 +149,15 @@ def test_decoding_the_codes_is_decoding_the_latent(name):
 
 @every_discrete
 def test_codes_do_not_depend_on_the_batch(name):
-    model, x = build(name), pictures(16)
+    model, x = build(name), images(16)
     learn(model, x)
     model.eval()
     alone = torch.cat([model.encode(x[i : i + 1]).codes for i in range(16)])
     assert torch.equal(alone, model.encode(x).codes)
 
 
-def test_uint8_and_unit_floats_are_the_same_picture():
-    model, x = build("fsq").eval(), pictures(3)
+def test_uint8_and_unit_floats_are_the_same_image():
+    model, x = build("fsq").eval(), images(3)
     torch.testing.assert_close(model(x).params, model(x.float() / 255).params)
 
 
@@ -176,11 +176,11 @@ def test_a_discrete_latent_has_no_prior_of_its_own(name):
 
 
 @pytest.mark.parametrize(("shape", "found"), [((2, 1, 8, 8), r"\(1, 8, 8\)"), ((2, 3, 16, 8), r"\(3, 16, 8\)")])
-def test_pictures_of_another_shape_are_refused(shape, found):
+def test_images_of_another_shape_are_refused(shape, found):
     model = build("vq")
-    for verb in (model, model.encode, model.reconstruct):
+    for look in (model, model.encode, model.reconstruct):
         with pytest.raises(ValueError, match=rf"{found}, expected \(3, 8, 8\)"):
-            verb(torch.rand(shape))
+            look(torch.rand(shape))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_continuous_latent_decodes_no_codes(name):
 @every_bottleneck
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_goes_all_the_way(name, dtype):
-    model, x = build(name), pictures(3)
+    model, x = build(name), images(3)
     learn(model, x)
     model = model.eval().to(dtype)
     assert model.reconstruct(x).shape == (3, 3, 8, 8)
@@ -223,10 +223,10 @@ def test_a_size_that_the_backbone_cannot_halve_is_a_mistake_in_the_recipe():
 
 
 @pytest.mark.parametrize(("channels", "likelihood"), [(1, "bernoulli"), (3, "categorical")])
-def test_the_resnet_serves_every_likelihood(channels, likelihood):
+def test_the_resnet_works_with_every_likelihood(channels, likelihood):
     backbone = {"kind": "resnet", "width": 8, "multipliers": [1, 2], "residual_blocks": 1, "attention_grids": [4]}
     model = build("vq", backbone=backbone, channels=channels, likelihood={"kind": likelihood})
-    x = pictures(2)[:, :channels]
+    x = images(2)[:, :channels]
     assert model.grid == (4, 4, 1)
     assert model.reconstruct(x).shape == x.shape
     assert model(x).terms["nll"].shape == (2, 1)
@@ -237,7 +237,7 @@ def test_the_config_rebuilds_the_model(name):
     model = build(name)
     twin = Autoencoder(AutoencoderConfig.model_validate_json(model.config.model_dump_json()))
     twin.load_state_dict(model.state_dict())
-    x = pictures(3)
+    x = images(3)
     assert torch.equal(twin.eval().reconstruct(x), model.eval().reconstruct(x))
 
 
@@ -247,7 +247,7 @@ def test_the_step_reaches_the_bottleneck():
     for look in ("forward", "encode"):
         for step, restarts in ((7, False), (10, True)):
             model = build("vq", bottleneck=bottleneck)
-            getattr(model, look)(pictures(5), step)
+            getattr(model, look)(images(5), step)
             model.after_step(step)
             assert (model.bottleneck.codebooks[0].ema_count == 1e6).any() == restarts
 
@@ -260,7 +260,7 @@ class _AddCondition(nn.Module):
 
 
 def test_a_condition_reaches_the_layers_that_take_it_and_no_others():
-    model, x = build("gaussian").eval(), pictures(3)
+    model, x = build("gaussian").eval(), images(3)
     plain = model.encode(x).z
     names = set(model.state_dict())
     model.encoder = Sequential(*model.encoder, _AddCondition())

@@ -1,4 +1,4 @@
-"""The contract of every bottleneck in the union. What one of them promises beyond it stands in a file of its own."""
+"""The contract of every bottleneck in the union. What one of them promises beyond it is tested in its own file."""
 
 import pytest
 import torch

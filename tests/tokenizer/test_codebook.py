@@ -1,4 +1,5 @@
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -255,24 +256,7 @@ def test_an_untrained_state_makes_a_trained_codebook_start_again():
     assert codebook.initialised
 
 
-def _ranks(rank, port, folder, scenario):
-    """One of two ranks: the state of `scenario(rank)` goes to a file."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.manual_seed(1000 + rank)
-    torch.save(scenario(rank).state_dict(), f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def on_two_ranks(folder, scenario):
-    """The states of both ranks, which must be equal."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_ranks, (port, str(folder), scenario), nprocs=2)
-    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in range(2))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    return first
+# Two ranks. All scenarios run in one pair of processes, since starting one is slow.
 
 
 def _plain():
@@ -280,8 +264,7 @@ def _plain():
     return Codebook(32, 8, kmeans_init=False)
 
 
-def _half_batches(rank):
-    """Each rank has half of every batch, in two parts."""
+def half_of_every_batch_in_two_parts(rank):
     codebook = _plain()
     for step in range(6):
         for part in blobs(128, seed=step)[64 * rank :][:64].split([50, 14]):
@@ -290,14 +273,7 @@ def _half_batches(rank):
     return codebook
 
 
-def test_two_processes_with_two_parts_each_are_one_process_on_the_whole_batch(tmp_path):
-    alone = _plain()
-    for step in range(6):
-        train(alone, blobs(128, seed=step), step)
-    torch.testing.assert_close(on_two_ranks(tmp_path, _half_batches), dict(alone.state_dict()))
-
-
-def _uneven_batches(rank):
+def uneven_batches_with_restarts(rank):
     codebook = Codebook(32, 8, dead_code_threshold=3.0, restart_every=2)
     for step in range(6):
         torch.manual_seed(100 * step + rank)
@@ -305,24 +281,13 @@ def _uneven_batches(rank):
     return codebook
 
 
-def test_ranks_with_uneven_batches_agree_after_kmeans_and_restarts(tmp_path):
-    assert on_two_ranks(tmp_path, _uneven_batches)["initialised"]
-
-
-def _kmeans_of_different_data(rank):
+def kmeans_of_different_data(rank):
     codebook = Codebook(32, 8)
     codebook(blobs(256, k=16, seed=rank) + 100 * rank)
     return codebook
 
 
-def test_kmeans_samples_the_vectors_of_all_ranks(tmp_path):
-    state = on_two_ranks(tmp_path, _kmeans_of_different_data)
-    far = state["embedding"].mean(1) > 50
-    assert 8 < far.sum() < 24
-    assert state["ema_count"].sum() == 512
-
-
-def _kmeans_without_a_finite_vector_on_one_rank(rank):
+def a_finite_vector_on_one_rank_in_the_second_step(rank):
     codebook = Codebook(8, 8)
     train(codebook, torch.full((64, 8), torch.nan))
     assert not codebook.initialised
@@ -330,22 +295,73 @@ def _kmeans_without_a_finite_vector_on_one_rank(rank):
     return codebook
 
 
-def test_kmeans_waits_until_some_rank_has_a_finite_vector(tmp_path):
-    state = on_two_ranks(tmp_path, _kmeans_without_a_finite_vector_on_one_rank)
-    assert state["initialised"] and all(value.isfinite().all() for value in state.values())
-
-
-def _restarts_where_one_rank_has_all_the_error(rank):
+def restarts_where_one_rank_has_all_the_error(rank):
     codebook = Codebook(8, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
-    torch.manual_seed(rank)
-    with torch.no_grad():
-        codebook.embedding.zero_()
-        codebook.embedding[4:] = 1000.0  # wins nothing
-        codebook.ema_count[4:] = 0.01
+    codebook.embedding.zero_()
+    codebook.embedding[4:], codebook.ema_count[4:] = 1000.0, 0.01  # these win nothing
     train(codebook, (1e-3 if rank == 0 else 10.0) * torch.randn(50, 4))
     return codebook
 
 
-def test_restarts_sample_the_vectors_of_all_ranks_by_their_error(tmp_path):
-    state = on_two_ranks(tmp_path, _restarts_where_one_rank_has_all_the_error)
+SCENARIOS = (
+    half_of_every_batch_in_two_parts,
+    uneven_batches_with_restarts,
+    kmeans_of_different_data,
+    a_finite_vector_on_one_rank_in_the_second_step,
+    restarts_where_one_rank_has_all_the_error,
+)
+
+
+def _run_scenarios(rank, port, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    states = {}
+    for scenario in SCENARIOS:
+        torch.manual_seed(1000 + rank)
+        states[scenario.__name__] = scenario(rank).state_dict()
+    torch.save(states, f"{folder}/rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory):
+    """The state after each scenario, which must be the same on both ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_run_scenarios, (port, str(folder)), nprocs=2)
+    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in range(2))
+    for name, state in first.items():
+        assert all(torch.equal(value, second[name][key]) for key, value in state.items()), name
+    return lambda scenario: first[scenario.__name__]
+
+
+def test_two_processes_with_two_parts_each_are_one_process_on_the_whole_batch(of_two_ranks):
+    alone = _plain()
+    for step in range(6):
+        train(alone, blobs(128, seed=step), step)
+    torch.testing.assert_close(of_two_ranks(half_of_every_batch_in_two_parts), dict(alone.state_dict()))
+
+
+def test_ranks_with_uneven_batches_agree_after_kmeans_and_restarts(of_two_ranks):
+    assert of_two_ranks(uneven_batches_with_restarts)["initialised"]
+
+
+def test_kmeans_samples_the_vectors_of_all_ranks(of_two_ranks):
+    state = of_two_ranks(kmeans_of_different_data)
+    far = state["embedding"].mean(1) > 50
+    assert 8 < far.sum() < 24
+    assert state["ema_count"].sum() == 512
+
+
+def test_kmeans_waits_until_some_rank_has_a_finite_vector(of_two_ranks):
+    state = of_two_ranks(a_finite_vector_on_one_rank_in_the_second_step)
+    assert state["initialised"] and all(value.isfinite().all() for value in state.values())
+
+
+def test_restarts_sample_the_vectors_of_all_ranks_by_their_error(of_two_ranks):
+    state = of_two_ranks(restarts_where_one_rank_has_all_the_error)
     assert (state["embedding"][4:].norm(dim=1) > 1).all()

@@ -26,7 +26,7 @@ def test_perplexity_is_the_exponential_of_the_entropy():
     assert health.perplexity == pytest.approx(torch.distributions.Categorical(torch.tensor([3.0, 1.0])).entropy().exp())
 
 
-def test_the_window_is_judged_not_the_batch():
+def test_figures_are_of_the_window_not_of_a_batch():
     usage = CodeUsage(8)
     for code in range(8):
         usage.update(torch.full((2, 3, 3, 1), code))
@@ -41,7 +41,7 @@ def test_the_window_is_judged_not_the_batch():
         (torch.cat([torch.arange(512), torch.zeros(100_000, dtype=torch.long)]), "collapsed", "perplexity 1.1"),
         (torch.arange(200).repeat(100), "weak", "200 of 512 codes used"),
         (torch.cat([torch.arange(512).repeat(2), torch.zeros(3_000, dtype=torch.long)]), "weak", "perplexity"),
-        # A plain ground on 60 % of the positions is no collapse.
+        # A plain background on 60 % of the positions is no collapse.
         (torch.cat([torch.arange(512).repeat(20), torch.zeros(15_000, dtype=torch.long)]), "healthy", "512 of 512"),
     ],
 )
@@ -50,7 +50,7 @@ def test_verdicts_name_their_figures(codes, verdict, figure):
     assert health.verdict == verdict and figure in health.reason
 
 
-def test_a_short_window_is_judged_by_what_it_could_show():
+def test_a_short_window_is_compared_with_what_it_could_show():
     torch.manual_seed(0)
     health = health_of(torch.randint(0, 8192, (1000,)), 8192)
     assert health.verdict == "healthy" and "short window of 1000 tokens" in health.reason

@@ -99,7 +99,7 @@ def test_weights_that_teach_nothing_or_the_opposite_are_refused(named, message):
 
 
 @pytest.mark.parametrize("repeat", ["area", "batch"])
-def test_a_larger_picture_or_batch_does_not_rescale_beta(repeat):
+def test_a_larger_image_or_batch_does_not_rescale_beta(repeat):
     """The same content twice as wide, or twice as often: nll and kl keep their balance and the loss its value."""
     likelihood = build_likelihood(NormalConfig(scale=0.2), 1)
     x, params = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)

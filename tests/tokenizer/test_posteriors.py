@@ -67,7 +67,7 @@ def test_a_seed_means_the_same_draw_in_every_memory_layout():
     assert torch.equal(one, other)
 
 
-def test_a_cpu_generator_serves_a_posterior_on_another_device():
+def test_a_cpu_generator_works_for_a_posterior_on_another_device():
     meta = DiagonalGaussian(*(t.to("meta") for t in vars(a_posterior()).values()))
     assert meta.sample(2, torch.Generator()).device.type == "meta"
     assert meta.sample(2, generators(1, 2, 3)).device.type == "meta"
