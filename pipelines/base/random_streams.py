@@ -49,11 +49,6 @@ def uniforms(key: Key, counters: NDArray[np.int64], width: int) -> NDArray[np.fl
     return (bits(key, counters, width) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(key: Key, length: int) -> NDArray[np.int64]:
-    """A permutation of range(length) drawn by the key: the order of the rows' random words."""
-    return np.argsort(bits(key, np.arange(length), 1)[:, 0], kind="stable")
-
-
 def permutation_at(key: Key, length: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Elements at `positions` of a permutation of range(length) drawn by the key, in memory of the size of `positions`.
 

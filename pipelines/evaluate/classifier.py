@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.base.atomic_files import replacing, sha256_of, write_json
+from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.base.recipe_files import validate
@@ -192,7 +193,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> L
         UserError: missing folder, unknown key, wrong hash.
     """
     folder = resolve_folder(folder)
-    config = validate(ClassifierFolder, json.loads((folder / "config.json").read_text()), folder / "config.json")
+    config = validate(ClassifierFolder, read_json_mapping(folder / "config.json"), folder / "config.json")
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
         raise UserError(f"{weights}: missing, or not the weights that config.json names: train the classifier again")

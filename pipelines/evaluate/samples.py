@@ -1,6 +1,5 @@
 """The files of `smalti sample`: images that know their own seed, an overview, and `samples.json`."""
 
-import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from pipelines.base.documents import read_json_mapping
+from pipelines.base.documents import parse_json, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 
@@ -64,10 +63,10 @@ def read_note(path: Path) -> dict[str, Any]:
     """What an image says of itself (index, label, seed, logprob, request); empty where it is torn or not ours."""
     try:
         with Image.open(path) as image:
-            note = json.loads(image.info["smalti"])
+            note = parse_json(image.info["smalti"], path)
             image.load()  # a torn file has its text all the same
         return note if isinstance(note, dict) else {}
-    except (OSError, KeyError, ValueError, SyntaxError):
+    except (OSError, KeyError, ValueError, SyntaxError, UserError):
         return {}
 
 
