@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Barrier
 
 import torch
 from jaxtyping import UInt8
@@ -35,12 +36,7 @@ def decode_images(
                 failures[place] = reason(error)
 
     starts = range(0, len(readers), ROWS_PER_TASK)
-    threads = min(threads or default_threads(), len(starts))
-    if threads > 1:
-        list(_pool(threads, os.getpid()).map(decode_part, starts))
-    else:
-        for start in starts:
-            decode_part(start)
+    list(_pool(threads or default_threads(), os.getpid()).map(decode_part, starts))
     return images, dict(sorted(failures.items()))
 
 
@@ -52,5 +48,16 @@ def default_threads() -> int:
 
 @lru_cache(maxsize=4)
 def _pool(threads: int, pid: int) -> ThreadPoolExecutor:
-    """One pool for the whole process (`pid`: threads do not survive a fork)."""
-    return ThreadPoolExecutor(threads, "decode")
+    """One pool for the whole process (`pid`: threads do not survive a fork). Its threads work alone: else each would
+    start a team of torch's own threads, which wait for each other on busy cores.
+    """
+    number, all_started = torch.get_num_threads(), Barrier(threads)
+    pool = ThreadPoolExecutor(threads, "decode", _compute_alone)
+    list(pool.map(lambda _: all_started.wait(), range(threads)))
+    torch.set_num_threads(number)  # the threads keep their 1; what libraries share comes back
+    return pool
+
+
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes the number over when it is first asked for
