@@ -22,10 +22,11 @@ from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import console, progress
-from pipelines.data import DataConfig, ImageDataset, Split, open_images, ordered_batches
+from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, open_images, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
-from tokenizer import psnr
+from pipelines.training.tokenizer_task import posterior_stream
+from tokenizer import Autoencoder, ObjectiveConfig, evaluate, psnr
 
 COLUMNS = 8
 RECONSTRUCTIONS = OutputKind(
@@ -45,16 +46,23 @@ class ReconstructionRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over `images` images of a split: `psnr` in dB (the mean of each image's), `ssim` (None below 11 pixels)."""
+    """Means over `images` images of a split: `psnr` in dB (the mean of each image's), `ssim` (None below 11 pixels).
+
+    `negative_elbo` is an upper bound of -ln p(image) in nats, from a draw of the posterior; None for a discrete
+    tokenizer, whose prior is a model of its own.
+    """
 
     images: int
     psnr: float
     ssim: float | None
+    negative_elbo: float | None
 
 
 @dataclass
 class Measured:
-    """Of each image, in order: PSNR and SSIM (NaN below 11 pixels); of the first ones, original and reconstruction."""
+    """Of each image, in order: PSNR, SSIM and negative ELBO (NaN where there is none); of the first ones, original and
+    reconstruction.
+    """
 
     figures: list[list[float]]
     pairs: list[tuple[Tensor, Tensor]]
@@ -83,18 +91,18 @@ def reconstruct(
     with first_process(accelerator):  # downloads once
         images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), request.split)
     identity = _identity(tokenizer, data, request)
-    written = read_json_if_valid(output / "reconstruction.json")
-    same = written is not None and written.get("request") == identity
-    if written is not None and not (same or overwrite or replace_others):
+    written = read_json_if_valid(output / "reconstruction.json") or {"request": identity}
+    same = written.get("request") == identity
+    if not (same or overwrite or replace_others):
         raise UserError(
-            f"{output}: holds the figures of another tokenizer or split; choose another --output, or --overwrite"
+            f"{output}: holds figures of another tokenizer or split; choose another --output or --overwrite"
         )
     if same and not overwrite and (found := _finished(output, written)) is not None:
         if accelerator.is_main_process:
-            console.print(f"{output}: already reconstructed, PSNR {found.psnr:.2f} dB; nothing to do")
+            console.print(f"{output}: already reconstructed, {_in_words(found)}; nothing to do")
         return found
     accelerator.wait_for_everyone()  # nobody looks at the folder any more
-    with target.begin(overwrite or not same, accelerator):
+    with target.begin(True, accelerator):
         measured = measure(tokenizer, images, request, accelerator)
         found = _means(measured.figures, request.split)
         if accelerator.is_main_process:
@@ -114,11 +122,12 @@ def measure(
     with progress(len(mine), "reconstruct", "image", visible=accelerator.is_main_process) as meter:
         for batch in ordered_batches(images, mine, request.batch_size):
             originals = batch.image
-            with torch.inference_mode():
+            with torch.no_grad():
                 rebuilt = tokenizer.model.reconstruct(originals.to(accelerator.device)).clamp(0, 1).cpu()
             shown = slice(request.num_pairs - len(pairs))
             pairs += list(zip(originals[shown], to_uint8(rebuilt[shown]), strict=True))
-            figures += _figures(rebuilt, originals / 255)
+            bound = _negative_elbo(tokenizer.model, batch, accelerator.device)
+            figures += torch.stack([*_likeness(rebuilt, originals / 255), bound], dim=1).tolist()
             meter.advance(len(batch))
     return Measured(gather_object(figures), gather_object(pairs)[: request.num_pairs])
 
@@ -157,19 +166,31 @@ def _identity(tokenizer: LoadedTokenizer, data: DataConfig, request: Reconstruct
     }
 
 
-def _figures(rebuilt: Tensor, originals: Tensor) -> list[list[float]]:
+def _likeness(rebuilt: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
+    """PSNR and SSIM of each image."""
     noise = psnr(rebuilt, originals)
     large = min(originals.shape[2:]) >= WINDOW
-    likeness = ssim(rebuilt, originals) if large else torch.full_like(noise, math.nan)
-    return torch.stack([noise, likeness], dim=1).tolist()
+    return noise, ssim(rebuilt, originals) if large else torch.full_like(noise, math.nan)
+
+
+def _negative_elbo(model: Autoencoder, batch: ImageBatch, device: torch.device) -> Tensor:
+    """In nats, NaN for a discrete model. The draw of each image follows from its key alone."""
+    if model.num_codes is not None:
+        return torch.full((len(batch),), math.nan)
+    streams = [posterior_stream(0, row.key) for row in batch.metadata]
+    bound = ObjectiveConfig.model_validate({"weights": {"nll": 1, "kl": 1}})
+    return evaluate(model, batch.image.to(device), bound, 0, streams).figures["negative_elbo"].float().cpu()
 
 
 def _means(figures: list[list[float]], split: str) -> Fidelity:
     if not figures:
         raise UserError(f"data: no image of split {split!r} can be read")
-    noise, likeness = (math.fsum(column) / len(figures) for column in zip(*figures, strict=True))
-    return Fidelity(len(figures), noise, None if math.isnan(likeness) else likeness)
+    noise, *others = (math.fsum(column) / len(figures) for column in zip(*figures, strict=True))
+    likeness, bound = (None if math.isnan(mean) else mean for mean in others)
+    return Fidelity(len(figures), noise, likeness, bound)
 
 
 def _in_words(found: Fidelity) -> str:
-    return f"PSNR {found.psnr:.2f} dB" + ("" if found.ssim is None else f", SSIM {found.ssim:.4f}")
+    likeness = "" if found.ssim is None else f", SSIM {found.ssim:.4f}"
+    bound = "" if found.negative_elbo is None else f", negative ELBO {found.negative_elbo:.2f} nats an image"
+    return f"PSNR {found.psnr:.2f} dB{likeness}{bound}"

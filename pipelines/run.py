@@ -34,6 +34,7 @@ from pipelines.recipes.pipeline import PipelineRecipe
 from pipelines.reconstruct import ReconstructionRequest, reconstruct
 from pipelines.sample import SampleRequest, sample
 from pipelines.train import train_recipe
+from pipelines.training.run_folder import RunFolder
 
 PIPELINE = OutputKind(
     "a pipeline",
@@ -61,7 +62,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
     """Train the tokenizer, encode, train the prior, put both together, sample, evaluate, report.
 
     Every stage skips or continues by itself. What a changed recipe makes stale is redone where it costs minutes:
-    samples, reconstructions and figures. Another tokenizer or prior is refused, and nothing is changed.
+    samples, reconstructions, the classifier and figures. Another tokenizer or prior is refused, and nothing is changed.
 
     Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
     """
@@ -179,7 +180,9 @@ class Chain:
         recipe = ClassifierRecipe(
             output=self.root / "classifier", seed=chosen.seed, data=plain, width=chosen.width, training=chosen.training
         )
-        train_classifier(recipe, self.overwrite)
+        replaced = self.overwrite or _holds_another_run(recipe)
+        self.accelerator.wait_for_everyone()  # nobody looks at the folder any more
+        train_classifier(recipe, replaced)
 
     def save_image_pipeline(self) -> None:
         """Put the best tokenizer and prior together, unless just these stand there already."""
@@ -258,6 +261,15 @@ class StageTimer:
             self.seconds[name] = took
             if self.main:
                 write_json(self.path, self.seconds)
+
+
+def _holds_another_run(recipe: ClassifierRecipe) -> bool:
+    """Another recipe's classifier makes room: it takes a minute, and no other model depends on it."""
+    try:
+        RunFolder(recipe.output).check(recipe, {})
+    except UserError:
+        return True
+    return False
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -91,7 +91,8 @@ def fingerprint(model: Autoencoder, preprocess: Preprocess) -> str:
     or adding an option keeps every token valid.
     """
     digest = hashlib.sha256()
-    relevant = {"model": model.encode_config(), "preprocess": preprocess.model_dump(mode="json")}
+    prepared = preprocess.model_dump(mode="json", exclude_defaults=True)
+    relevant = {"model": model.encode_config(), "preprocess": prepared}
     digest.update(json.dumps(relevant, sort_keys=True).encode())
     for name, tensor in sorted(model.encode_state().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())

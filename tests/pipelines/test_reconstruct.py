@@ -1,4 +1,4 @@
-"""Laws of reconstructing: figures over the whole split, for discrete and continuous tokenizers alike."""
+"""Reconstructing measures a whole split, for discrete and continuous tokenizers alike."""
 
 import json
 
@@ -30,6 +30,20 @@ def test_figures_are_means_over_every_image_of_the_split(make_tokenizer, data, t
     assert found.images == 21
     assert found.psnr == pytest.approx(psnr(rebuilt, original / 255).mean().item(), abs=1e-3)
     assert found.ssim == pytest.approx(ssim(rebuilt, original / 255).mean().item(), abs=1e-4)
+
+
+def test_the_figure_of_a_continuous_tokenizer_is_a_bound_that_no_batch_size_changes(make_tokenizer, data, tmp_path):
+    folder = make_tokenizer(tmp_path / "t", {"kind": "gaussian", "dim": 4})
+    found = [
+        reconstruct(folder, data, tmp_path / str(size), ReconstructionRequest(batch_size=size)).negative_elbo
+        for size in (21, 4)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    model, images = load_tokenizer(folder).model, open_images(data, "test").read_batch(range(21)).image
+    with torch.no_grad():
+        terms = model(images, 0, 64).terms  # 64 draws of each posterior
+    assert found[0] == pytest.approx((terms["nll"] + terms["kl"]).mean().item(), rel=0.02)
+    assert reconstruct(make_tokenizer(tmp_path / "vq", {"kind": "vq"}), data, tmp_path / "out").negative_elbo is None
 
 
 def test_originals_stand_above_their_reconstructions(tiny_tokenizer, data, tmp_path):

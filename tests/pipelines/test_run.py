@@ -220,6 +220,12 @@ def test_grey_shapes_are_checked_by_a_classifier(recipe_file, tmp_path):
     overrides = ["tokenizer.data.preprocess.mode=L", f"evaluate.classifier={classifier}", f"output={tmp_path / 'out'}"]
     report = run(load_pipeline(recipe_file, overrides))
     assert report["labels"]["checker"] == "classifier" and report["labels"]["real_images"] == 10
+    tokenizer = tmp_path / "out" / "tokenizer" / "done.json"
+    before = tokenizer.stat().st_mtime_ns
+    overrides[1] = overrides[1].replace("steps: 4", "steps: 6")
+    again = run(load_pipeline(recipe_file, overrides))  # another classifier takes the place of the first
+    assert again["labels"] != report["labels"] or again["recipe"] != report["recipe"]
+    assert tokenizer.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

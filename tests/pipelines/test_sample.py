@@ -1,10 +1,12 @@
-"""Laws of sampling into a folder: an image is a function of index, seed and label, whatever happens around it."""
+"""Sampling into a folder: an image is a function of index, seed and label, whatever happens around it."""
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +125,16 @@ def test_overwriting_deletes_our_own_files_only(image_pipeline, tmp_path):
     sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=1, seed=1), overwrite=True)
     assert (tmp_path / "s" / "thesis.tex").read_text() == "mine"
     assert len(files(tmp_path / "s")) == 1
+
+
+def test_guidance_without_a_trained_null_condition_is_refused_before_any_work(image_pipeline, tmp_path):
+    folder = Path(shutil.copytree(image_pipeline, tmp_path / "p"))
+    config = json.loads((folder / "prior" / "config.json").read_text())
+    config["model"]["condition_dropout"] = 0
+    (folder / "prior" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"guidance_scale: found 2\.0, expected 1"):
+        sample(folder, tmp_path / "s", SampleRequest(num_images=1, options={"guidance_scale": 2.0}))
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_refused_request_deletes_nothing(image_pipeline, tmp_path):

@@ -1,4 +1,4 @@
-"""Laws of PSNR and SSIM, against references written a second time, in numpy, straight from the formulas."""
+"""SSIM (and PSNR) against references written a second time, in numpy, straight from the formulas."""
 
 import math
 

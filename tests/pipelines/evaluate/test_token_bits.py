@@ -1,4 +1,4 @@
-"""Laws of held-out bits."""
+"""Held-out bits per token."""
 
 import math
 

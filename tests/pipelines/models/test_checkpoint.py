@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from pipelines.base.errors import UserError
@@ -97,6 +98,54 @@ def test_a_folder_written_before_an_option_was_added_still_loads(folder, monkeyp
         monkeypatch.undo()
         for owner in (VQConfig, ConvConfig, NormalConfig, AutoencoderConfig, TokenizerFolder):
             owner.model_rebuild(force=True)
+
+
+def with_another_field(config):
+    """The same values in a class that has one more field, which has a default."""
+    kind = create_model(f"New{type(config).__name__}", __base__=type(config), new_option=(int, 3))
+    return kind.model_validate({name: getattr(config, name) for name in type(config).model_fields})
+
+
+@pytest.mark.parametrize("part", ["preprocess", "backbone", "bottleneck", "likelihood", None])
+def test_a_new_option_with_a_default_changes_no_fingerprint(part):
+    before = autoencoder()
+    identity = fingerprint(before, PREPROCESS)
+    if part == "preprocess":
+        assert fingerprint(before, with_another_field(PREPROCESS)) == identity
+        return
+    config = before.config
+    if part is None:
+        before.config = with_another_field(config)
+    else:
+        before.config = config.model_copy(update={part: with_another_field(getattr(config, part))})
+    assert fingerprint(before, PREPROCESS) == identity
+
+
+def test_a_folder_from_before_an_option_was_added_still_loads(folder):
+    """Its config.json lacks the option, which then is at its default, as all of these are."""
+    content = json.loads((folder / "config.json").read_text())
+    stored = {"preprocess": {"mode": "L", "size": 8}, "model": {**CONFIG}}
+    (folder / "config.json").write_text(json.dumps(content | stored))
+    assert load_tokenizer(folder).fingerprint == content["fingerprint"]
+
+
+@pytest.mark.parametrize("changes", [{"decay": 0.5}, {"dead_code_threshold": 0.25}, {"gradient_estimator": "rotation"}])
+def test_options_of_training_do_not_count(changes):
+    bottleneck = CONFIG["bottleneck"]
+    model, other = autoencoder(), autoencoder(bottleneck=bottleneck | changes)
+    assert fingerprint(model, PREPROCESS) == fingerprint(other, PREPROCESS)
+
+
+def test_statistics_of_training_do_not_count_and_the_codebook_does():
+    model = autoencoder()
+    identity = fingerprint(model, PREPROCESS)
+    state = model.bottleneck.state_dict()
+    assert {name.rpartition(".")[2] for name in state} >= {"embedding", "ema_count", "ema_sum"}
+    for name, tensor in state.items():
+        before = tensor.clone()
+        tensor.copy_(~tensor if tensor.dtype == torch.bool else tensor + 1)
+        assert (fingerprint(model, PREPROCESS) != identity) == name.endswith(".embedding"), name
+        tensor.copy_(before)
 
 
 def test_a_flipped_byte_is_seen(folder):
