@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
-from accelerate.utils import set_seed
 
 from pipelines.base.errors import UserError
 from pipelines.base.process_store import Processes
@@ -54,6 +53,9 @@ def share_of(rows: range, processes: Processes | None) -> range:
     return rows[processes.process_index * size : (processes.process_index + 1) * size]
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Restart every random stream as a pure function of (seed, step, rank), so that resuming needs no saved state."""
-    set_seed(seed_of((seed, "step", step, rank)) % 2**32)
+def seed_step(seed: int, step: int, rank: int, phase: int = 0) -> None:
+    """Restart torch's random streams as a pure function of the arguments, so that resuming needs no saved state."""
+    value = seed_of((seed, "step", step, rank, phase))
+    torch.default_generator.manual_seed(value)  # torch.manual_seed asks every backend in turn, which takes longer
+    if torch.accelerator.is_available():
+        torch.get_device_module().manual_seed(value)

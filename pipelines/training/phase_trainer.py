@@ -41,11 +41,10 @@ class PhaseTrainer:
 
     def compute_gradients(self, parts: list[TensorBatch], step: int) -> dict[str, Tensor]:
         """Gradients of the mean loss of a batch in parts; returns the metrics, averaged over the parts."""
+        distributed.seed_step(self.seed, step, self.accelerator.process_index, self.number)
         self.optimizer.zero_grad(set_to_none=True)
         found = []
-        for index, part in enumerate(parts):
-            turn = (step * len(parts) + index) * 16 + self.number
-            distributed.seed_step(self.seed, turn, self.accelerator.process_index)
+        for part in parts:
             with self.accelerator.autocast():
                 loss, metrics = self.phase(part, step)
             self.scaler.scale(loss / len(parts) if len(parts) > 1 else loss).backward()
