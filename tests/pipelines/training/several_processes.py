@@ -51,14 +51,14 @@ def resumed_equals_uninterrupted(root: Path, accelerator: Accelerator) -> None:
 def gradients_are_means(root: Path, accelerator: Accelerator) -> None:
     """Processes with their shares of a batch have the gradient of the whole batch, also where one got none."""
     world, rank = accelerator.num_processes, accelerator.process_index
-    parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    parameters = [torch.nn.Parameter(torch.ones(size, device=accelerator.device)) for size in (2, 3)]
     loss = (rank + 1) * parameters[0].sum()
     if rank == 0:
         loss = loss + parameters[1].sum()
     loss.backward()
     Collective(accelerator).average_gradients(parameters)
-    torch.testing.assert_close(parameters[0].grad, torch.full((2,), (world + 1) / 2))
-    torch.testing.assert_close(parameters[1].grad, torch.full((3,), 1 / world))
+    for parameter, expected in zip(parameters, ((world + 1) / 2, 1 / world), strict=True):
+        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, expected))
 
 
 def validation_is_that_of_one_process(root: Path, accelerator: Accelerator) -> None:
@@ -81,7 +81,7 @@ def every_process_begins_with_the_weights_of_the_first(root: Path, accelerator: 
             torch.nn.init.normal_(parameter)
     training = loop.TrainingLoop(task, QUICK, 0, loop.RunFolder(root / "empty"), accelerator)
     training.resume()
-    mine = torch.cat([tensor.flatten() for tensor in training.trainers["toy"].tensors()])
+    mine = torch.cat([tensor.flatten() for tensor in training.trainers["toy"].tensors()]).cpu()
     assert all(torch.equal(mine, other) for other in training.collective.gather(mine))
 
 
