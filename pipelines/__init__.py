@@ -1,4 +1,4 @@
-"""The verbs: everything that reads, writes, trains, samples or shows. Nothing in `tokenizer` or `prior` imports it."""
+"""Everything that reads, writes, trains, samples or shows. Nothing in `tokenizer` or `prior` imports it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["ImageGenerationPipeline"]
 
 
 def __getattr__(name: str) -> Any:
-    """The pipeline is imported on first use: the command line's `--help` need not wait for torch."""
+    """Imported on first use, so that `smalti --help` does not wait for torch."""
     if name == "ImageGenerationPipeline":
         from pipelines.models.image_pipeline import ImageGenerationPipeline
 

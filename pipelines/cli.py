@@ -18,7 +18,7 @@ from pipelines.base.signals import Interrupted, raise_on_signals
 
 app = typer.Typer(
     name="smalti",
-    help="Pictures into discrete tokens, a transformer over the tokens, and new pictures.",
+    help="Images into discrete tokens, a transformer over the tokens, and new images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -111,7 +111,7 @@ def decode(
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a token dataset back into pictures.
+    """Turn a token dataset back into images.
 
     Example: smalti decode runs/shapes/tokens --output decoded --max-images 64
     """
@@ -128,7 +128,7 @@ def sample(
     output: Output,
     label: Annotated[list[str] | None, typer.Option(help="class name or number; may be repeated [all in turn]")] = None,
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all")] = 64,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="picture i depends on the seed and i alone")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="image i depends on the seed and i alone")] = 0,
     temperature: Annotated[Finite, typer.Option(callback=finite, help="[the image pipeline's own, as below]")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")] = None,
     top_p: Annotated[Finite, typer.Option(callback=finite, help="only the likeliest codes of this mass")] = None,
@@ -221,10 +221,10 @@ def inspect(
     ] = None,
     split: Annotated[str | None, typer.Option(help="look at this split only")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="the codebook's picture [health.png inside]")
+        Path | None, typer.Option("--output", "-o", help="the codebook's figure, a .png file [health.png inside]")
     ] = None,
 ) -> None:
-    """Say what a folder holds and whether its codebook is healthy, with a picture.
+    """Say what a folder holds and whether its codebook is healthy, with a figure.
 
     Example: smalti inspect runs/shapes/tokens --verify 100
     """

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pipelines.base.atomic_files import replacing, sync
 
-GROUND, INK, GAP = (255, 255, 255), (60, 60, 60), 3
+BACKGROUND, TEXT, GAP = (255, 255, 255), (60, 60, 60), 3
 MAX_SCALE, MAX_WIDTH = 4, 1600
 
 Images: TypeAlias = Tensor | Sequence[Tensor | Image.Image]
@@ -88,47 +89,92 @@ def save_grid(
     for its place ends in "…". Tiles are enlarged by the whole number `scale` (chosen if None): pixels stay square.
     """
     tiles = [to_pil(image) if isinstance(image, Tensor) else image for image in images]
+    _check_tiles(tiles, columns, captions)
+    layout = _Layout.of(tiles, columns, captions is not None, row_labels, bool(column_labels), scale)
+    sheet = Image.new("RGB", layout.size, BACKGROUND)
+    layout.place_tiles(sheet, tiles)
+    layout.write_texts(ImageDraw.Draw(sheet), captions or (), row_labels or (), column_labels or ())
+    grey = all(tile.mode == "L" for tile in tiles)
+    save_png(path, sheet.convert("L") if grey else sheet)
+    return Path(path)
+
+
+def _check_tiles(tiles: Sequence[Image.Image], columns: int, captions: Sequence[str] | None) -> None:
     if not tiles or columns < 1:
         raise ValueError(f"a grid needs at least one image and one column, got {len(tiles)} and {columns}")
     if len({tile.size for tile in tiles}) > 1:
         raise ValueError(f"tiles of a grid have one size, got {sorted({tile.size for tile in tiles})}")
     if captions is not None and len(captions) != len(tiles):
         raise ValueError(f"one caption an image: got {len(captions)} captions and {len(tiles)} images")
-    rows, columns = -(-len(tiles) // columns), min(columns, len(tiles))
-    width, height = tiles[0].size
-    scale = scale or max(1, min(MAX_SCALE, MAX_WIDTH // (columns * width), 128 // width))
-    width, height = width * scale, height * scale
-    font = ImageFont.load_default(size=max(9, min(13, width // 5)))
-    line = int(font.size) + 4  # type: ignore[attr-defined]
-    left = max((int(font.getlength(label)) for label in row_labels), default=0) + 2 * GAP if row_labels else GAP
-    top = line + GAP if column_labels else GAP
-    step_x, step_y = width + GAP, height + GAP + (line if captions is not None else 0)
-
-    grey = all(tile.mode == "L" for tile in tiles)
-    sheet = Image.new("RGB", (left + columns * step_x, top + rows * step_y), GROUND)
-    draw = ImageDraw.Draw(sheet)
-
-    def write(text: str, x: float, y: float, anchor: str, room: float) -> None:
-        draw.text((x, y), _fit(text, font, room), fill=INK, font=font, anchor=anchor)
-
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        x, y = left + column * step_x, top + row * step_y
-        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        if captions is not None:
-            write(captions[index], x + width / 2, y + height + line / 2, "mm", width)
-    for row, label in enumerate((row_labels or ())[:rows]):
-        write(label, left - GAP, top + row * step_y + height / 2, "rm", left)
-    for column, label in enumerate((column_labels or ())[:columns]):
-        write(label, left + column * step_x + width / 2, top - GAP - line / 2, "mm", width)
-    save_png(path, sheet.convert("L") if grey else sheet)
-    return Path(path)
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
-    """The longest beginning of `text` that fits into `room` pixels, marked by "…" where something is missing."""
-    if font.getlength(text) <= room:
+@dataclass(frozen=True)
+class _Layout:
+    """Where tiles and texts stand on the sheet, in pixels. A tile is (width, height); `left` and `top` are the margins
+    for labels, `line` is the height of a text, `caption` that of the line under each tile (0 without captions)."""
+
+    rows: int
+    columns: int
+    width: int
+    height: int
+    left: int
+    top: int
+    line: int
+    caption: int
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+    @classmethod
+    def of(
+        cls,
+        tiles: Sequence[Image.Image],
+        columns: int,
+        captions: bool,
+        row_labels: Sequence[str] | None,
+        column_labels: bool,
+        scale: int | None,
+    ) -> Self:
+        rows, columns = -(-len(tiles) // columns), min(columns, len(tiles))
+        width, height = tiles[0].size
+        scale = scale or max(1, min(MAX_SCALE, MAX_WIDTH // (columns * width), 128 // width))
+        size = max(9, min(13, width * scale // 5))
+        font, line = ImageFont.load_default(size=size), size + 4
+        left = max((int(font.getlength(label)) for label in row_labels), default=0) + 2 * GAP if row_labels else GAP
+        top = line + GAP if column_labels else GAP
+        return cls(rows, columns, width * scale, height * scale, left, top, line, line if captions else 0, font)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.corner(0, self.columns)[0], self.corner(self.rows, 0)[1]
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """The upper left corner of a tile."""
+        return self.left + column * (self.width + GAP), self.top + row * (self.height + GAP + self.caption)
+
+    def place_tiles(self, sheet: Image.Image, tiles: Sequence[Image.Image]) -> None:
+        for index, tile in enumerate(tiles):
+            enlarged = tile.resize((self.width, self.height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, self.corner(*divmod(index, self.columns)))
+
+    def write_texts(
+        self, draw: ImageDraw.ImageDraw, captions: Sequence[str], rows: Sequence[str], columns: Sequence[str]
+    ) -> None:
+        def write(text: str, x: float, y: float, anchor: str, space: float) -> None:
+            draw.text((x, y), _fit(text, self.font, space), fill=TEXT, font=self.font, anchor=anchor)
+
+        for index, caption in enumerate(captions):
+            x, y = self.corner(*divmod(index, self.columns))
+            write(caption, x + self.width / 2, y + self.height + self.line / 2, "mm", self.width)
+        for row, label in enumerate(rows[: self.rows]):
+            write(label, self.left - GAP, self.corner(row, 0)[1] + self.height / 2, "rm", self.left)
+        for column, label in enumerate(columns[: self.columns]):
+            x = self.corner(0, column)[0]
+            write(label, x + self.width / 2, self.top - GAP - self.line / 2, "mm", self.width)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, space: float) -> str:
+    """The longest beginning of `text` that fits into `space` pixels, marked by "…" where something is missing."""
+    if font.getlength(text) <= space:
         return text
-    while text and font.getlength(text + "…") > room:
+    while text and font.getlength(text + "…") > space:
         text = text[:-1]
     return text.rstrip() + "…"

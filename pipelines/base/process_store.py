@@ -42,7 +42,9 @@ def connect() -> Any:
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            return distributed.TCPStore(*address, is_master=False, timeout=timedelta(seconds=10))
+            return distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+                *address, is_master=False, timeout=timedelta(seconds=10)
+            )
         return group_store().clone() if distributed.is_initialized() else None
     except (RuntimeError, ValueError, KeyError, AttributeError):
         return None

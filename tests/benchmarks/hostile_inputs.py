@@ -276,7 +276,6 @@ PIPELINE_OVERRIDES = (
     "sample.options.top_k=0",
     "sample.options.min_p=.nan",
     "sample.options={do_sample: false, top_k: 3}",
-    "tokenizer.data.preprocess.mode=L",
     "prior.condition_dropout=-1",
 )
 

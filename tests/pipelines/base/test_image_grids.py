@@ -11,7 +11,7 @@ def test_uint8_survives_the_way_through_a_png(tmp_path):
     image = torch.randint(0, 256, (3, 7, 9), dtype=torch.uint8)
     save_png(tmp_path / "a.png", image, text={"label": "boot"})
     with Image.open(tmp_path / "a.png") as back:
-        assert back.text == {"label": "boot"}
+        assert back.info["label"] == "boot"
         assert list(back.convert("RGB").tobytes()) == image.permute(1, 2, 0).flatten().tolist()
 
 
@@ -65,7 +65,7 @@ def test_captions_and_labels_touch_no_tile(tmp_path):
         scale=2,
     )
     with Image.open(tmp_path / "g.png") as grid:
-        counts = {colour: n for n, colour in grid.convert("RGB").getcolors(1 << 20)}
+        counts = {colour: n for n, colour in grid.convert("RGB").getcolors(1 << 20) or ()}
     assert counts[(128, 128, 128)] >= 4 * 32 * 32
     assert len(counts) > 2  # and text was written
 

@@ -28,7 +28,7 @@ class Deep(Strict):
 class Recipe(Strict):
     name: str
     net: Annotated[Flat | Deep, Field(discriminator="kind")] = Flat()
-    rate: float = Field(0.1, gt=0)
+    rate: float = Field(default=0.1, gt=0)
 
 
 @pytest.mark.parametrize(
