@@ -65,9 +65,11 @@ class PairCounts:
         if foreign := tensors.keys() - names:
             raise ValueError(f"found {min(foreign)!r}, expected keys and counts of {len(self.blocks)} blocks")
         for index, block in enumerate(self.blocks):
-            if f"keys.{index}" in tensors:
-                limit = min(self.block_size, self.size - index * self.block_size)
-                block.load(tensors[f"keys.{index}"], tensors[f"counts.{index}"], limit)
+            keys, counts = (tensors.get(f"{kind}.{index}") for kind in ("keys", "counts"))
+            if (keys is None) != (counts is None):
+                raise ValueError(f"found only one of keys.{index} and counts.{index}, expected both or none")
+            if keys is not None and counts is not None:
+                block.load(keys, counts, min(self.block_size, self.size - index * self.block_size))
 
 
 class _Block:

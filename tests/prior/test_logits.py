@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from prior import SamplingOptions, process_logits
 from prior.logits import filter_min_p, filter_top_k, filter_top_p, guide
+from tests.prior.variants import FLOAT_OPTIONS
 
 
 def random_logits(rows=64, codes=17):
@@ -119,6 +120,54 @@ def test_sampling_options_need_sampling(name, value):
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(ValidationError, match=name):
         SamplingOptions(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 1e-40, 1e-320, -1.0, -1e-320])
+@pytest.mark.parametrize("name", FLOAT_OPTIONS)
+def test_numbers_that_float32_cannot_hold_are_refused_by_name(name, value):
+    with pytest.raises(ValidationError) as refusal:
+        SamplingOptions(**{name: value})
+    (detail,) = refusal.value.errors()
+    assert name in (*detail["loc"], *detail["msg"].split(":")[0].split(", "))
+
+
+@pytest.mark.parametrize("name", FLOAT_OPTIONS)
+def test_every_number_of_the_options_changes_the_distribution(name):
+    conditional, unconditional = random_logits().chunk(2)
+    plain, changed = (
+        process_logits(conditional, options, unconditional).softmax(-1)
+        for options in (SamplingOptions(), SamplingOptions(**{name: 0.3}))
+    )
+    assert (plain - changed).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1.2e-38, 1e-20, 1e-5, 3e38])
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 1e6])
+def test_no_temperature_or_guidance_gives_anything_but_a_distribution(guidance, temperature, dtype):
+    conditional, unconditional = (40 * random_logits()).to(dtype).chunk(2)
+    options = SamplingOptions(temperature=temperature, guidance_scale=guidance, top_p=0.9, top_k=5, min_p=1e-3)
+    probabilities = process_logits(conditional, options, unconditional).softmax(-1)
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(32))
+    guided = guide(conditional.float(), unconditional.float(), guidance)
+    if temperature < 1e-4:
+        assert torch.equal(guided.gather(-1, probabilities.argmax(-1, True))[:, 0], guided.amax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.95}, {"top_p": 0.5}, {"top_k": 1}, {"top_k": 40}, {"min_p": 0.01}, {"temperature": 0.7}]
+)
+def test_half_precision_logits_are_filtered_in_float32(options, dtype):
+    logits = (random_logits(codes=1024) / 2).to(dtype)
+    chosen = SamplingOptions(**options)
+    assert torch.equal(process_logits(logits, chosen), process_logits(logits.float(), chosen))
+    if "top_p" in options:
+        mass = logits.double().softmax(-1).where(process_logits(logits, chosen).isfinite(), 0).sum(-1)
+        assert mass.min() >= options["top_p"] - 1e-6
+    if "top_k" in options:
+        assert [len(row) for row in kept(process_logits(logits, chosen))] == [options["top_k"]] * 64
 
 
 def test_guidance_needs_the_unconditional_logits():

@@ -60,3 +60,22 @@ def test_an_unconditional_prior_ignores_labels(make_prior):
     phase = PriorPhase(make_prior(num_classes=None))
     codes = torch.zeros(1, 3, 4, 1, dtype=torch.long)
     assert torch.equal(phase({"codes": codes, "label": torch.tensor([7])})[0], phase({"codes": codes})[0])
+
+
+def test_the_phase_trains_every_parameter_of_its_model_by_name(make_prior):
+    prior = make_prior()
+    phase = PriorPhase(prior)
+    assert phase.model is prior
+    assert phase.trained_parameters().keys() == dict(prior.named_parameters()).keys()
+    assert all(phase.trained_parameters()[name] is p for name, p in prior.named_parameters())
+    before = {name: value.clone() for name, value in phase.state_dict().items()}
+    phase.after_step(0)
+    assert all(torch.equal(value, before[name]) for name, value in phase.state_dict().items())
+
+
+def test_the_phase_takes_the_condition_of_its_segment(make_prior):
+    prior = make_prior(caption=5)
+    batch = {"codes": torch.randint(0, 11, (2, 3, 4, 1)), "caption": torch.randint(0, 7, (2, 5))}
+    bits = sequence_bits(prior, batch["codes"], batch["caption"])
+    loss, _ = PriorPhase(prior).eval()(batch)
+    assert loss.item() == pytest.approx(bits.mean().item() / 12 * math.log(2), rel=1e-5)
