@@ -272,3 +272,10 @@ def test_mistakes_are_named(recipe_file, override, words):
 def test_another_kind_of_recipe_is_refused(recipe_file):
     with pytest.raises(UserError, match=r"prior\.yaml: kind: found 'prior', expected 'pipeline'"):
         load_pipeline(recipe_file.parent / "prior.yaml")
+
+
+def test_guidance_needs_a_null_condition_that_is_trained(recipe_file):
+    guided = ["sample.options.guidance_scale=2"]
+    load_pipeline(recipe_file, guided)
+    with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but prior\.condition_dropout is 0"):
+        load_pipeline(recipe_file, [*guided, "prior.condition_dropout=0"])

@@ -10,23 +10,31 @@ import pytest
 import torch
 
 from pipelines.base.errors import UserError
-from pipelines.models import hub
+from pipelines.models import hub, image_pipeline
 from pipelines.models.checkpoint import LoadedPrior, load_prior, load_tokenizer
 from pipelines.models.image_pipeline import ImageGenerationPipeline, images_per_pass
 from pipelines.models.image_seeds import image_seeds
 from pipelines.tokens.dataset import TokenDataset
-from prior import PriorConfig, SamplingOptions, TokenPrior, TransformerConfig, Vocabulary, sequence_logprobs
+from prior import (
+    CachedDecoder,
+    PriorConfig,
+    SamplingOptions,
+    TokenPrior,
+    TransformerConfig,
+    Vocabulary,
+    sequence_logprobs,
+)
 
 TINY = TransformerConfig(dim=16, depth=1, heads=1, head_dim=16)
 
 
-def build(tokens, conditional=True, defaults=None) -> ImageGenerationPipeline:
+def build(tokens, conditional=True, defaults=None, **config) -> ImageGenerationPipeline:
     dataset = TokenDataset.open(tokens)
     spec = dataset.spec
     classes = spec.classes if conditional else None
     vocabulary = Vocabulary.of_labels_and_codes(spec.num_codes, spec.grid, len(classes) if classes else None)
     torch.manual_seed(0)
-    prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=TINY)).eval()
+    prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=TINY, **config)).eval()
     loaded = LoadedPrior(prior, spec, classes, tokens / "prior")
     return ImageGenerationPipeline(load_tokenizer(dataset.tokenizer_folder), loaded, defaults)
 
@@ -287,3 +295,22 @@ def test_pushing_uploads_a_whole_image_pipeline(pipe, monkeypatch):
     assert pipe.push_to_hub("me/tiles", private=True) == "https://hub/me/tiles/commit/1"
     assert seen["repo"] == ("me/tiles", True)
     assert torch.equal(seen["tokens"], draw(pipe).tokens)
+
+
+def test_guidance_is_refused_where_the_null_condition_was_never_trained(tiny_tokens):
+    untrained = build(tiny_tokens, condition_dropout=0.0)
+    with pytest.raises(UserError, match=r"guidance_scale: found 2\.0, expected 1: .* condition_dropout=0"):
+        draw(untrained, guidance_scale=2.0)
+    draw(untrained, guidance_scale=1.0)
+
+
+def test_the_weights_are_copied_once_for_all_batches_and_calls(tiny_tokens, monkeypatch):
+    pipe, built = build(tiny_tokens), []
+    monkeypatch.setattr(image_pipeline, "CachedDecoder", lambda prior: built.append(prior) or CachedDecoder(prior))
+    first = draw(pipe, batch_size=1)
+    assert torch.equal(draw(pipe, batch_size=2).tokens, first.tokens)
+    assert len(built) == 1
+    with torch.no_grad():
+        pipe.prior.model.network.to_logits.weight.neg_()
+    assert not torch.equal(draw(pipe, batch_size=3).tokens, first.tokens)
+    assert len(built) == 2
