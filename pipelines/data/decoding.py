@@ -23,7 +23,7 @@ def decode_images(
 ) -> tuple[UInt8[Tensor, "n c size size"], dict[int, str]]:
     """The prepared pictures of some rows in their order, as one tensor, and why some could not be decoded.
 
-    Places of such rows hold zeros. `threads`: 0 takes `default_threads()`.
+    Places of such rows hold zeros. `threads`: 0 takes `default_threads()`; 1 is the calling thread.
     """
     shape = (len(readers), preprocess.channels, preprocess.size, preprocess.size)
     images, failures = torch.zeros(shape, dtype=torch.uint8), {}
@@ -36,7 +36,8 @@ def decode_images(
                 failures[place] = reason(error)
 
     starts = range(0, len(readers), ROWS_PER_TASK)
-    list(_pool(threads or default_threads(), os.getpid()).map(decode_part, starts))
+    threads = threads or default_threads()
+    list(map(decode_part, starts) if threads == 1 else _pool(threads, os.getpid()).map(decode_part, starts))
     return images, dict(sorted(failures.items()))
 
 

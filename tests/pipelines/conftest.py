@@ -62,3 +62,11 @@ def tiny_tokens(tiny_tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokens") / "tokens"
     encode(tiny_tokenizer, shapes_data(train=200, validation=20, test=40), folder, num_shards=3)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pixel_cache_folder(tmp_path_factory):
+    """Files of pixels go to a folder of the test run, also those of subprocesses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALTI_CACHE", str(tmp_path_factory.mktemp("pixels")))
+        yield

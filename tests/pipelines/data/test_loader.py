@@ -194,3 +194,21 @@ def test_decoding_threads_leave_torchs_threads_alone():
     finally:
         torch.set_num_threads(before)
         _pool.cache_clear()
+
+
+def test_one_decoding_thread_is_the_callers_own():
+    """So that threads which read and compute in turn do not wait for one thread that decodes for all."""
+    import threading
+
+    from PIL import Image
+
+    from pipelines.data import Preprocess
+    from pipelines.data.decoding import decode_images
+
+    seen = set()
+    readers = [lambda: (seen.add(threading.get_ident()), Image.new("RGB", (4, 4)))[1]] * 40
+    decode_images(readers, Preprocess(size=4), threads=1)
+    assert seen == {threading.get_ident()}
+    seen.clear()
+    decode_images(readers, Preprocess(size=4), threads=2)
+    assert threading.get_ident() not in seen

@@ -1,5 +1,6 @@
 """Pixels that are kept: the same as decoded, decoded once, shared, and safe after a crash."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -246,3 +247,34 @@ def test_a_killed_process_leaves_a_good_file(readable, decoded):
     found = dataset.read_pixels(range(9)).image
     assert not decoded
     assert torch.equal(found, reference.read_pixels(range(9)).image)
+
+
+FILL = """
+import hashlib, sys, torch
+from pipelines.data import DataConfig, open_images
+dataset = open_images(DataConfig.model_validate_json(sys.argv[1]), "train")
+order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(int(sys.argv[2]))).tolist()
+for row in order:
+    dataset.read_pixels([row])
+image = dataset.read_pixels(range(len(dataset))).image
+print(hashlib.sha256(image.numpy().tobytes()).hexdigest(), dataset._cache._file is not None)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_fill_one_file_at_once_read_the_same(readable):
+    config = data(readable)
+    whole = open_images(config, "train").read_pixels(range(22)).image.numpy().tobytes()
+    environment = {**os.environ, "LOCAL_WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", FILL, config.model_dump_json(), str(seed)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(2)
+    ]
+    outputs = {process.communicate()[0] for process in running}
+    assert outputs == {f"{hashlib.sha256(whole).hexdigest()} True\n"}
+    assert len(list(cache_folder().glob("*.pixels"))) == 1

@@ -81,6 +81,19 @@ def test_a_failed_download_is_one_message(tmp_path, monkeypatch):
         open_images(config(source, "L", 28), "train")
 
 
+def test_who_waited_for_a_download_finds_the_files(tmp_path):
+    from pipelines.data.torchvision import _download
+
+    calls = []
+
+    def family(download):
+        calls.append(download)
+        return "data"
+
+    assert _download(family, {}, tmp_path / "root") == "data"
+    assert calls == [False]
+
+
 def test_an_unknown_torchvision_name_lists_the_known():
     with pytest.raises(UserError, match=r"no data set 'FashionMnist'; it has .*FashionMNIST"):
         open_images(config({"kind": "torchvision", "name": "FashionMnist"}), "train")
