@@ -1,1 +1,1 @@
-"""Measures of what was made: fidelity to the original, and whether labels are obeyed."""
+"""Figures of finished models: fidelity to the original, bits per token, use of codes, and accuracy of labels."""

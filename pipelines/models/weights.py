@@ -26,7 +26,7 @@ SPARE_PARAMETERS = 64  # a module may register a parameter and drop it again
 
 def write_weights(folder: str | Path, module: nn.Module) -> str:
     """Write `model.safetensors` into the folder; returns its sha256."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with replacing(Path(folder) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
         return sha256_of(temporary)

@@ -16,6 +16,7 @@ from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
 from pipelines.run import run
+from pipelines.sample import SampleRequest, sample
 from pipelines.train import train_recipe
 
 TRAINING = {"steps": 6, "batch_size": 16, "validate_every": 3, "save_every": 3, "validation_images": 8}
@@ -163,6 +164,15 @@ def test_figures_do_not_depend_on_what_was_there_before(recipe_file, copied, fin
     for options in (["sample.seed=5", "evaluate.max_images=5"], []):
         found = run(load_pipeline(recipe_file, [f"output={copied}", *options]))
     assert without_times(found) == without_times(report)
+
+
+def test_a_report_knows_when_its_samples_have_been_replaced(recipe_file, copied, finished):
+    images = {path.name: path.read_bytes() for path in (copied / "samples" / "images").iterdir()}
+    other = SampleRequest(num_images=6, seed=9)
+    sample(copied / "image_pipeline", copied / "samples", other, replace_others=True)
+    assert {path.name: path.read_bytes() for path in (copied / "samples" / "images").iterdir()} != images
+    assert without_times(run(load_pipeline(recipe_file, [f"output={copied}"]))) == without_times(finished[0])
+    assert {path.name: path.read_bytes() for path in (copied / "samples" / "images").iterdir()} == images
 
 
 def test_a_moved_folder_is_finished_by_whatever_path_it_is_addressed(recipe_file, copied, monkeypatch):

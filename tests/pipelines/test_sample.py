@@ -44,12 +44,12 @@ def files(folder):
 
 
 def entries(folder):
-    """What samples.json tells of each image; log-likelihoods to a hundredth, since sums round by batch size."""
+    """What samples.json says of each image; log-likelihoods to a hundredth, since sums round by batch size."""
     images = json.loads((folder / "samples.json").read_text())["images"]
     return [{**entry, "logprob": pytest.approx(entry["logprob"], abs=0.01)} for entry in images]
 
 
-def test_the_folder_tells_all_of_its_images(image_pipeline, tmp_path):
+def test_the_folder_describes_all_of_its_images(image_pipeline, tmp_path):
     request = SampleRequest(labels=("red circle", 3), num_images=5, seed=4, options={"top_k": 8})
     found = read_samples(sample(image_pipeline, tmp_path / "s", request))
     pipe = ImageGenerationPipeline.from_pretrained(image_pipeline)
@@ -57,10 +57,10 @@ def test_the_folder_tells_all_of_its_images(image_pipeline, tmp_path):
     assert torch.equal(found.images, to_uint8(out.images))
     assert found.labels == [0, 3, 0, 3, 0]
     assert found.logprobs == pytest.approx(out.logprobs.sum(1).tolist(), abs=1e-3)
-    told = json.loads((tmp_path / "s" / "samples.json").read_text())
-    assert told["request"]["options"]["top_k"] == 8
-    assert [entry["seed"] for entry in told["images"]] == image_seeds(4, 5)
-    assert told["images"][0]["file"] == "images/00000_red-circle.png"
+    written = json.loads((tmp_path / "s" / "samples.json").read_text())
+    assert written["request"]["options"]["top_k"] == 8
+    assert [entry["seed"] for entry in written["images"]] == image_seeds(4, 5)
+    assert written["images"][0]["file"] == "images/00000_red-circle.png"
     with Image.open(tmp_path / "s" / "samples.png") as grid:
         assert grid.width > 2 * 32 and grid.height > 3 * 32
 
