@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -32,12 +33,9 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 def ours(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forward:
     """smalti. The module goes to the device of `embedding`."""
-    from tokenizer.bottlenecks import build_bottleneck
-    from tokenizer.bottlenecks.vq import VQConfig
+    from tokenizer.bottlenecks.vq import VQ, VQConfig
 
-    module = (
-        build_bottleneck(VQConfig(num_codes=num_codes, dim=dim, kmeans_init=False)).train(training).to(embedding.device)
-    )
+    module: Any = VQ(VQConfig(num_codes=num_codes, dim=dim, kmeans_init=False)).train(training).to(embedding.device)
     module.codebooks[0].embedding.copy_(embedding)
     module.codebooks[0].ema_sum.copy_(embedding)
 
@@ -53,7 +51,7 @@ def theirs(dim: int, num_codes: int, training: bool, embedding: Tensor) -> Forwa
     """vector-quantize-pytorch."""
     from vector_quantize_pytorch import VectorQuantize
 
-    module = VectorQuantize(
+    module: Any = VectorQuantize(
         dim, num_codes, decay=0.99, commitment_weight=0.25, rotation_trick=False, accept_image_fmap=True
     ).train(training)
     module = module.to(embedding.device)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError, create_model
@@ -20,7 +22,7 @@ BOTTLENECKS = {name: config.model_dump() for name, config in examples(Bottleneck
 every_bottleneck = pytest.mark.parametrize("name", BOTTLENECKS)
 
 
-def build(name: str, seed: int = 0, **changes) -> Autoencoder:
+def build(name: str, seed: int = 0, **changes) -> Any:
     recipe = {
         "image_size": 8,
         "channels": 3,
@@ -116,7 +118,7 @@ def test_gradients_reach_every_parameter(name):
     # Untrained features are small: FSQ would round them all to zero, and hide the decoder's first weights behind that.
     model.encoder[-1].weight.data *= 10
     out = model(images(5))
-    sum(term.sum() for term in (out.terms | out.batch_terms).values()).backward()
+    torch.stack([term.sum() for term in (out.terms | out.batch_terms).values()]).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 

@@ -181,6 +181,16 @@ def test_nothing_is_left_of_a_step_in_the_next():
     assert all(torch.equal(value, before[key]) for key, value in state_of(codebook).items())
 
 
+def test_restarts_use_vectors_of_their_own_step_only():
+    torch.manual_seed(0)
+    codebook = Codebook(2, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
+    for _ in range(20):
+        for vectors in (torch.ones(30, 4), -torch.ones(10, 4)):
+            codebook.embedding[0], codebook.embedding[1], codebook.ema_count[1] = 0, 1e4, 0.01
+            train(codebook, vectors)
+            assert torch.equal(codebook.embedding[1], vectors[0])
+
+
 def test_vectors_too_long_for_a_distance_are_not_learned_from():
     codebook, vectors = Codebook(8, 4, kmeans_init=False), torch.randn(50, 4)
     vectors[7, 2] = 1e30

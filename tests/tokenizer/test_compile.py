@@ -1,16 +1,19 @@
 """torch.compile gives what eager execution gives. In a process of its own, since shape checks cannot be traced."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from tests.tokenizer.members import examples
 from tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 
 
-def _trained(config):
+def _trained(config) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
-    bottleneck = build_bottleneck(config)
+    bottleneck: Any = build_bottleneck(config)
     h = torch.randn(2, bottleneck.in_channels, 4, 5)
     bottleneck(h + torch.randn_like(h), 0)
     bottleneck.after_step(0)

@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from tokenizer.bottlenecks import build_bottleneck
-from tokenizer.bottlenecks.fsq import FSQConfig
+from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
 
 
 def test_codes_and_latents_are_one_to_one():
-    bottleneck = build_bottleneck(FSQConfig(levels=(8, 5, 5, 2)))
+    bottleneck = FSQ(FSQConfig(levels=(8, 5, 5, 2)))
     codes = torch.arange(400).view(4, 10, 10, 1)
     z = bottleneck.codes_to_latents(codes)
     assert len(z.movedim(1, -1).reshape(-1, 4).unique(dim=0)) == 400
@@ -22,7 +21,7 @@ def test_codes_and_latents_are_one_to_one():
 def test_codes_and_latents_are_the_papers_formula():
     levels = (8, 5, 4)
     h = 2 * torch.randn(2, 3, 4, 4)
-    out = build_bottleneck(FSQConfig(levels=levels))(h)
+    out = FSQ(FSQConfig(levels=levels))(h)
     expected = torch.zeros(2, 4, 4, dtype=torch.long)
     for channel, count in enumerate(levels):
         half_range, offset = (count - 1) * 1.001 / 2, 0.0 if count % 2 else 0.5
@@ -37,20 +36,20 @@ def test_codes_and_latents_are_those_of_vector_quantize_pytorch():
     peer = pytest.importorskip("vector_quantize_pytorch")
     h = torch.randn(2, 3, 8, 8)
     z, codes = peer.FSQ(levels=[8, 5, 4])(h)
-    out = build_bottleneck(FSQConfig(levels=(8, 5, 4)))(h)
+    out = FSQ(FSQConfig(levels=(8, 5, 4)))(h)
     torch.testing.assert_close(out.z, z)
     assert torch.equal(out.codes[..., 0], codes.long())
 
 
 def test_zero_features_become_zero():
-    bottleneck = build_bottleneck(FSQConfig(levels=(8, 7, 2)))
+    bottleneck = FSQ(FSQConfig(levels=(8, 7, 2)))
     assert bottleneck(torch.zeros(1, 3, 1, 1)).z.eq(0).all()
 
 
 def test_two_levels_learn_to_be_told_apart():
     """A linear encoder in front of one channel of two levels learns the sign of its input from a loss on z."""
     torch.manual_seed(0)
-    bottleneck = build_bottleneck(FSQConfig(levels=(2,)))
+    bottleneck = FSQ(FSQConfig(levels=(2,)))
     weight = torch.tensor(-0.3, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.3)
     for _ in range(100):

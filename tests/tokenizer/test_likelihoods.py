@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_normal_nll_is_the_density_of_pixels_in_the_unit_range():
 
 
 def test_learned_scale_finds_the_reconstruction_error():
-    likelihood = build_likelihood(NormalConfig(scale="learned"), 1)
+    likelihood: Any = build_likelihood(NormalConfig(scale="learned"), 1)
     assert likelihood.log_scale().exp().item() == pytest.approx(0.25)
     error = 0.07 * torch.randn(64, 1, 8, 8)
     optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.05)
@@ -41,7 +42,7 @@ def test_learned_scale_finds_the_reconstruction_error():
 
 
 def test_learned_scale_never_falls_below_one_grey_level():
-    likelihood = build_likelihood(NormalConfig(scale="learned"), 1)
+    likelihood: Any = build_likelihood(NormalConfig(scale="learned"), 1)
     assert likelihood.free_log_scale is not None
     likelihood.free_log_scale.data.fill_(-1e4)
     assert likelihood.log_scale().exp().item() == pytest.approx(1 / 255)

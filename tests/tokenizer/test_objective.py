@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tokenizer.objective import combine, image_loss, importance_bound, perplexit
 BETA = {"start": 0, "end": 4, "steps": 8, "kind": "linear"}
 
 
-def vae(size: int = 8) -> Autoencoder:
+def vae(size: int = 8) -> Any:
     torch.manual_seed(0)
     config = {
         "image_size": size,
@@ -24,18 +25,22 @@ def vae(size: int = 8) -> Autoencoder:
     return Autoencoder(AutoencoderConfig.model_validate(config))
 
 
-def vq() -> Autoencoder:
+def vq() -> Any:
     torch.manual_seed(0)
     config = vae().config.model_dump() | {"bottleneck": {"kind": "vq", "num_codes": 8, "dim": 4}}
     return Autoencoder(AutoencoderConfig.model_validate(config))
 
 
+def objective_of(named: dict[str, Any], draws: int = 1) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate({"weights": named, "draws": draws})
+
+
 def weights(**named) -> dict:
-    return ObjectiveConfig(weights=named).weights
+    return objective_of(named).weights
 
 
 def phase_of(model: Autoencoder, draws: int = 1, **named) -> AutoencoderPhase:
-    return AutoencoderPhase(model, ObjectiveConfig(weights=named, draws=draws))
+    return AutoencoderPhase(model, objective_of(named, draws))
 
 
 def loss_of(terms, named, step=0, dims=1, batch_terms=None) -> torch.Tensor:
@@ -95,7 +100,7 @@ def test_a_weight_of_zero_switches_a_term_off_even_where_it_is_infinite(broken):
 )
 def test_weights_that_teach_nothing_or_the_opposite_are_refused(named, message):
     with pytest.raises(ValidationError, match=message):
-        ObjectiveConfig(weights=named)
+        objective_of(named)
 
 
 @pytest.mark.parametrize("repeat", ["area", "batch"])
@@ -118,7 +123,7 @@ def test_a_larger_image_or_batch_does_not_rescale_beta(repeat):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_beta_weighs_one_nat_of_kl_like_one_nat_of_nll_at_every_size(size):
-    phase = AutoencoderPhase(vae(size), ObjectiveConfig(weights={"nll": 1, "kl": 2}))
+    phase = AutoencoderPhase(vae(size), objective_of({"nll": 1, "kl": 2}))
     loss, metrics = phase.eval()({"image": torch.rand(3, 1, size, size)}, 0)
     assert loss.item() == pytest.approx((metrics["nll"] + 2 * metrics["kl"]).item() / size**2, rel=1e-5)
 
@@ -126,7 +131,7 @@ def test_beta_weighs_one_nat_of_kl_like_one_nat_of_nll_at_every_size(size):
 @pytest.mark.parametrize("named", [{"nll": 1}, {"nll": 1, "kl": 1, "commitment": 1}, {"nll": 1, "kll": 1}])
 def test_weights_and_terms_must_name_each_other(named):
     with pytest.raises(ValueError, match=r"\['kl', 'nll'\]") as caught:
-        AutoencoderPhase(vae(), ObjectiveConfig(weights=named))
+        AutoencoderPhase(vae(), objective_of(named))
     assert str(sorted(named)) in str(caught.value)
     with pytest.raises(ValueError, match="every term needs a weight"):
         loss_of({"nll": torch.ones(1, 1), "kl": torch.ones(1, 1)}, weights(**named))
@@ -135,13 +140,13 @@ def test_weights_and_terms_must_name_each_other(named):
 def test_building_a_phase_leaves_the_model_as_it_was():
     model = vq()
     before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    AutoencoderPhase(model, ObjectiveConfig(weights={"nll": 1, "commitment": 1}))
+    AutoencoderPhase(model, objective_of({"nll": 1, "commitment": 1}))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state()) and model.training
 
 
 def test_metrics_are_detached_scalars_by_name():
-    phase = AutoencoderPhase(vq(), ObjectiveConfig(weights={"nll": 1, "commitment": 0.25}))
+    phase = AutoencoderPhase(vq(), objective_of({"nll": 1, "commitment": 0.25}))
     batch = {"image": torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)}
     loss, metrics = phase(batch, 0)
     assert set(metrics) == {"nll", "commitment", "loss", "perplexity_batch", "nonfinite_vectors"}
@@ -159,7 +164,7 @@ def test_the_phase_names_all_parameters_of_its_model():
 @pytest.mark.parametrize(("step", "restarts"), [(7, False), (10, True)])
 def test_the_phase_hands_its_step_to_the_codebook(step, restarts):
     bottleneck = {"kind": "vq", "num_codes": 8, "dim": 4, "dead_code_threshold": 1e6, "kmeans_init": False}
-    model = Autoencoder(AutoencoderConfig.model_validate(vae().config.model_dump() | {"bottleneck": bottleneck}))
+    model: Any = Autoencoder(AutoencoderConfig.model_validate(vae().config.model_dump() | {"bottleneck": bottleneck}))
     phase, codebook = phase_of(model, nll=1, commitment=1), model.bottleneck.codebooks[0]
     phase({"image": torch.rand(4, 1, 8, 8)}, step)
     before = codebook.ema_count.clone()
@@ -171,7 +176,8 @@ def test_a_batch_in_parts_has_the_loss_gradient_and_codebook_of_the_whole():
     batch = {"image": torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8)}
     results = []
     for count in (1, 4):
-        phase = phase_of(vq(), nll=1, commitment=0.25)
+        model = vq()
+        phase = phase_of(model, nll=1, commitment=0.25)
         phase(batch, 0), phase.after_step(0)  # k-means sees the whole batch
         total = torch.zeros(())
         for part in batch["image"].chunk(count):
@@ -180,7 +186,7 @@ def test_a_batch_in_parts_has_the_loss_gradient_and_codebook_of_the_whole():
             total += loss.detach() / count
         phase.after_step(1)
         gradients = {name: parameter.grad for name, parameter in phase.trained_parameters().items()}
-        results.append((total, gradients, dict(phase.model.bottleneck.state_dict())))
+        results.append((total, gradients, dict(model.bottleneck.state_dict())))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
@@ -213,7 +219,7 @@ def test_another_phase_may_hold_the_same_model_and_see_the_same_batch():
             return self.head(self.model.reconstruct(batch["image"]).detach().flatten(1)).mean(), {}
 
     model = vae()
-    first = AutoencoderPhase(model, ObjectiveConfig(weights={"nll": 1, "kl": 1}))
+    first = AutoencoderPhase(model, objective_of({"nll": 1, "kl": 1}))
     second = Watcher(first.model)
     optimizers = [torch.optim.SGD(model.parameters(), 0.1), torch.optim.SGD(second.head.parameters(), 0.1)]
     batch = {"image": torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)}

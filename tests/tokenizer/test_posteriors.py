@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -6,7 +8,7 @@ from tokenizer.latent_priors import StandardNormal
 from tokenizer.posteriors import DiagonalGaussian, Posterior
 
 
-def a_posterior(b=3):
+def a_posterior(b=3) -> Any:
     return DiagonalGaussian(torch.randn(b, 4, 2, 5), torch.randn(b, 4, 2, 5))
 
 

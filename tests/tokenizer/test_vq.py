@@ -1,10 +1,10 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
-from tokenizer.bottlenecks import build_bottleneck
-from tokenizer.bottlenecks.vq import VQConfig
+from tokenizer.bottlenecks.vq import VQ, VQConfig
 
 
 def test_forward_and_backward_are_those_of_vector_quantize_pytorch():
@@ -13,7 +13,7 @@ def test_forward_and_backward_are_those_of_vector_quantize_pytorch():
     theirs = peer.VectorQuantize(
         8, 32, decay=0.99, commitment_weight=0.25, rotation_trick=False, accept_image_fmap=True
     ).train()
-    ours = build_bottleneck(VQConfig(num_codes=32, dim=8, kmeans_init=False))
+    ours: Any = VQ(VQConfig(num_codes=32, dim=8, kmeans_init=False))
     ours.codebooks[0].embedding.copy_(theirs.codebook)
     ours.codebooks[0].ema_sum.copy_(theirs.codebook)
     for step in range(4):
@@ -37,7 +37,7 @@ def test_rotation_gradient_is_that_of_vector_quantize_pytorch():
     peer = pytest.importorskip("vector_quantize_pytorch")
     torch.manual_seed(0)
     theirs = peer.VectorQuantize(8, 32, rotation_trick=True, commitment_weight=0.0, accept_image_fmap=True).train()
-    ours = build_bottleneck(VQConfig(num_codes=32, dim=8, kmeans_init=False, gradient_estimator="rotation"))
+    ours: Any = VQ(VQConfig(num_codes=32, dim=8, kmeans_init=False, gradient_estimator="rotation"))
     ours.codebooks[0].embedding.copy_(theirs.codebook)
     h, upstream = torch.randn(3, 8, 5, 6), torch.randn(3, 8, 5, 6)
     leaves = [h.clone().requires_grad_() for _ in range(2)]
@@ -48,7 +48,7 @@ def test_rotation_gradient_is_that_of_vector_quantize_pytorch():
 
 def test_commitment_gradient_pulls_features_to_their_code():
     torch.manual_seed(0)
-    vq = build_bottleneck(VQConfig(num_codes=16, dim=4, kmeans_init=False))
+    vq: Any = VQ(VQConfig(num_codes=16, dim=4, kmeans_init=False))
     h = torch.randn(2, 4, 3, 3, requires_grad=True)
     out = vq(h)
     out.terms["commitment"].sum().backward()
@@ -57,7 +57,7 @@ def test_commitment_gradient_pulls_features_to_their_code():
 
 def test_each_quantizer_brings_the_latents_nearer():
     torch.manual_seed(0)
-    vq = build_bottleneck(VQConfig(num_codes=32, dim=4, num_quantizers=3))
+    vq: Any = VQ(VQConfig(num_codes=32, dim=4, num_quantizers=3))
     h = torch.randn(4, 4, 8, 8)
     for step in range(5):
         vq(h, step)
@@ -73,7 +73,7 @@ def test_each_quantizer_brings_the_latents_nearer():
 
 def test_cosine_latents_have_unit_length_and_ignore_the_features_length():
     torch.manual_seed(0)
-    vq = build_bottleneck(VQConfig(num_codes=32, dim=4, distance="cosine"))
+    vq: Any = VQ(VQConfig(num_codes=32, dim=4, distance="cosine"))
     h = torch.randn(4, 4, 8, 8)
     for step in range(3):
         vq(h, step)
@@ -85,7 +85,7 @@ def test_cosine_latents_have_unit_length_and_ignore_the_features_length():
 
 def test_training_latents_are_of_the_codebook_before_it_learned():
     torch.manual_seed(0)
-    vq = build_bottleneck(VQConfig(num_codes=16, dim=4, kmeans_init=False))
+    vq: Any = VQ(VQConfig(num_codes=16, dim=4, kmeans_init=False))
     h = torch.randn(2, 4, 3, 3)
     expected = vq.eval()(h)
     out = vq.train()(h)
@@ -97,7 +97,7 @@ def test_training_latents_are_of_the_codebook_before_it_learned():
 def test_state_round_trips():
     torch.manual_seed(0)
     config = VQConfig(num_codes=16, dim=4, num_quantizers=2)
-    trained, loaded = build_bottleneck(config), build_bottleneck(config)
+    trained, loaded = VQ(config), VQ(config)
     h = torch.randn(2, 4, 5, 5)
     trained(h)
     trained.after_step(0)
