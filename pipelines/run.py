@@ -24,6 +24,8 @@ from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.code_usage import code_usage
 from pipelines.evaluate.label_accuracy import checks_itself, label_accuracy
+from pipelines.evaluate.overview_figure import draw_overview
+from pipelines.evaluate.overview_rows import overview_rows
 from pipelines.evaluate.report import FIGURES, Report, is_complete, place_figure, print_report, write_report
 from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate.token_bits import token_bits
@@ -43,6 +45,7 @@ PIPELINE = OutputKind(
     key="output",
     parts=("tokenizer", "tokens", "prior", "classifier", "samples", "reconstructions"),
 )
+OVERVIEW_ROWS = 3
 SMALLEST_CLASSIFIED = 8  # pixels: the classifier halves an image three times
 
 # Each is written last by its stage, and changes when the stage is redone: by their digests a report knows its sources.
@@ -222,12 +225,22 @@ class Chain:
         if self.accelerator.is_main_process:
             for name in ("samples", "reconstructions"):
                 place_figure(root / name / f"{name}.png", root / f"{name}.png")
+            self.draw_overview()
         return {
             "reconstruction": read_json_mapping(root / "reconstructions" / "reconstruction.json")["fidelity"],
             "codes": asdict(usage),
             "bits_per_token": asdict(bits),
             "labels": self._label_accuracy() if self.recipe.prior.condition == "label" else None,
         }
+
+    def draw_overview(self) -> None:
+        """What the pipeline does, in one figure: images, codes, reconstructions; new codes and new images."""
+        pipeline = ImageGenerationPipeline.from_pretrained(self.root / "image_pipeline", self.accelerator.device)
+        images = open_images(self.recipe.tokenizer.data, self.recipe.evaluate.split)
+        shown = images.read_batch(range(min(OVERVIEW_ROWS, len(images)))).image
+        labels = [i % (pipeline.num_classes or 1) for i in range(len(shown))] if pipeline.num_classes else []
+        rows = overview_rows(pipeline, shown, labels, self.recipe.sample.seed)
+        draw_overview(self.root / "overview.png", rows, pipeline.prior.model.vocabulary.codes.size)
 
     def _label_accuracy(self) -> dict[str, Any]:
         chosen, samples = self.recipe.evaluate, read_samples(self.root / "samples")

@@ -12,6 +12,7 @@ from pipelines.base.progress import clock, console
 
 Report = Mapping[str, Any]
 FIGURES = {
+    "overview.png": "Held-out images, their codes and reconstructions; new codes and the images that they decode to",
     "reconstructions.png": "Images of the held-out split, each above its reconstruction",
     "samples.png": "Samples of the prior, decoded",
     "codes.png": "How often each code is used, and what the most and least used ones look like",

@@ -78,7 +78,7 @@ def test_the_report_holds_every_figure_and_every_stage(finished):
     assert {"tokenizer", "encode", "prior", "image pipeline", "sample", "reconstruct", "evaluate"} <= report[
         "seconds"
     ].keys()
-    for name in ("reconstructions.png", "samples.png", "codes.png"):
+    for name in ("overview.png", "reconstructions.png", "samples.png", "codes.png"):
         with Image.open(root / name) as picture:
             assert picture.width > 32
         assert name in (root / "report.md").read_text()
