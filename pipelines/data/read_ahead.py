@@ -11,7 +11,7 @@ import torch
 Item = TypeVar("Item")
 Request = TypeVar("Request")
 
-CHUNK_BYTES, CHUNK_ROWS = 2**25, 2048
+CHUNK_BYTES, CHUNK_ROWS = 2**25, 1024
 
 
 def batches_per_chunk(batch_size: int, image_bytes: int) -> int:
