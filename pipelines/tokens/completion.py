@@ -107,7 +107,7 @@ def reconstruct_sample(model: Autoencoder, images: ImageDataset, n: int, batch: 
     UserError if none of them can be read.
     """
     rows = np.unique(np.linspace(0, len(images) - 1, min(n, len(images))).round().astype(int))
-    found = images.read_pixels(rows).image
+    found = images.read_pixels(rows, keep=False).image
     if not len(found):
         raise UserError(f"data: none of {len(rows)} images could be read; expected some to measure reconstructions on")
     device = next(model.parameters()).device

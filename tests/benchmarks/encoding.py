@@ -124,9 +124,15 @@ def bare_decoding(encoded: list[bytes]) -> float:
 @torch.inference_mode()
 def unguarded_agreement(model: Autoencoder, images: torch.Tensor) -> tuple[int, int]:
     """Tokens that differ between batches of 1 and of 64 when each is one forward pass of that size."""
-    many = torch.cat([model.encode(batch).codes for batch in images.split(64)])
-    one = torch.cat([model.encode(batch).codes for batch in images.split(1)])
+    many = torch.cat([_codes(model, batch) for batch in images.split(64)])
+    one = torch.cat([_codes(model, batch) for batch in images.split(1)])
     return int((many != one).sum()), many.numel()
+
+
+def _codes(model: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+    codes = model.encode(images).codes
+    assert codes is not None
+    return codes
 
 
 def report(best: dict[str, float]) -> None:
@@ -138,7 +144,7 @@ def report(best: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

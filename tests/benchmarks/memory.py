@@ -101,8 +101,8 @@ def train_first_step(folder: Path, images: int) -> None:
     """Open the data set, carve its splits, and read the first batch of a training run."""
     from pipelines.data import DataConfig, open_images, training_loader
 
-    source = {"kind": "huggingface", "path": "parquet", "data_files": str(folder / "images" / "train.parquet")}
-    source["arguments"] = {"cache_dir": str(folder / "cache")}
+    files, arguments = str(folder / "images" / "train.parquet"), {"cache_dir": str(folder / "cache")}
+    source = {"kind": "huggingface", "path": "parquet", "data_files": files, "arguments": arguments}
     config = DataConfig.model_validate({"source": source, "preprocess": {"mode": "L", "size": 8}})
     began = time.perf_counter()
     dataset, held_out = open_images(config, "train"), open_images(config, "validation")
@@ -147,7 +147,7 @@ def measure(phase: str, folder: Path, size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=195_313)
     parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)

@@ -232,7 +232,7 @@ def test_a_split_that_is_none_is_named(tiny_tokenizer, make_data, tmp_path):
 def test_a_pass_is_never_empty_nor_larger_than_its_budget():
     for size in (8, 28, 64, 128, 256, 512, 2048):
         batch = compute_batch(size, torch.device("cpu"))
-        assert 1 <= batch <= 64
+        assert 1 <= batch <= 128
         assert batch == 1 or batch * size**2 <= 64**3
 
 
