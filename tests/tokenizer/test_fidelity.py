@@ -27,3 +27,9 @@ def test_half_precision_images_are_compared_in_float64():
     noisy = (x.double() + 1e-3).half()
     expected = -10 * (noisy.double() - x.double()).square().flatten(1).mean(1).log10()
     torch.testing.assert_close(psnr(noisy, x), expected.float())
+
+
+def test_a_difference_of_a_hundredth_of_a_grey_level_is_not_lost_in_rounding():
+    originals = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4) * 16
+    images = originals.double() / 255 + 2e-5
+    assert psnr(images, originals).item() == pytest.approx(-20 * math.log10(2e-5), abs=1e-4)
