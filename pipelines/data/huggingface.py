@@ -107,6 +107,9 @@ class HuggingFaceSplits:
             feature = split.features[column]
             if (names := getattr(feature, "names", None)) is not None:
                 return {i: i for i in range(len(names))}
+            if not hasattr(feature, "dtype"):  # a list or a mapping, whose values cannot be compared
+                values = set()
+                break
             values |= set(split.unique(column)) - {None}
         if not values or not all(isinstance(v, (str, int)) for v in values) or len({type(v) for v in values}) > 1:
             kind = next(iter(self.splits.values())).features[column]

@@ -135,3 +135,11 @@ def test_an_output_that_cannot_be_claimed(refused, tmp_path, tiny_tokens, tiny_t
 def test_a_figure_that_cannot_be_written(refused, tmp_path, tiny_tokens, name):
     (tmp_path / "folder").mkdir()
     assert name.split("/")[0] in refused("inspect", tiny_tokens, "-o", name)
+
+
+def test_labels_that_are_lists(refused, tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"image": [b"x"] * 8, "label": [[1]] * 8}).to_parquet(tmp_path / "table.parquet")
+    source = "{kind: huggingface, path: parquet, data_files: table.parquet, label: label}"
+    assert "source.label" in refused("train", "recipe.yaml", f"data.source={source}")
