@@ -74,14 +74,17 @@ def test_logged_metrics_are_means_over_the_steps_since_the_last_line(tmp_path):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_parts_make_the_same_step_as_one(tmp_path, parts):
-    results = []
+    results, norms = [], []
     for count in (1, parts):
         gentle = OptimizerConfig(learning_rate=1e-3)  # Adam multiplies differences in the last bit
         config = QUICK.model_copy(update={"gradient_accumulation_steps": count, "optimizer": gentle})
         torch.manual_seed(0)
         phases = {"toy": Regression(Network(dropout=0.0))}
-        results.append(weights(run(tmp_path / str(count), ToyTask(config, phases)))["toy"])
+        folder = run(tmp_path / str(count), ToyTask(config, phases))
+        results.append(weights(folder)["toy"])
+        norms.append(lines(folder, "train")[0]["gradient_norm"])  # neither clipping nor Adam shows its scale
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     assert results[1]["seen"] == 20 * 24  # after_step was called once a step
 
 
