@@ -1,4 +1,4 @@
-"""Laws of the judge: it learns, it is reproducible, and a damaged folder is refused."""
+"""The classifier: it learns, it is reproducible, and a damaged folder is refused."""
 
 import json
 
@@ -36,16 +36,16 @@ def folder(recipe):
 
 
 def test_it_learns_what_real_images_show(folder, recipe):
-    judge = load_classifier(folder)
+    classifier = load_classifier(folder)
     batch = open_images(recipe.data, "test").read_batch(range(128))
-    accuracy = (judge(batch.image) == batch.label).float().mean().item()
-    assert accuracy > 5 / len(judge.classes)
+    accuracy = (classifier(batch.image) == batch.label).float().mean().item()
+    assert accuracy > 5 / len(classifier.classes)
 
 
-def test_batches_of_images_are_judged_as_one(folder, recipe):
-    judge = load_classifier(folder)
+def test_batches_of_images_are_classified_as_one(folder, recipe):
+    classifier = load_classifier(folder)
     images = open_images(recipe.data, "test").read_batch(range(7)).image
-    assert torch.equal(judge(images, batch_size=3), judge(images))
+    assert torch.equal(classifier(images, batch_size=3), classifier(images))
 
 
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(folder, recipe, tmp_path):
