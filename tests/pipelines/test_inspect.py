@@ -1,4 +1,4 @@
-"""Inspection: it names what a folder is, judges the codebook, and finds tokens that are not the image's."""
+"""Inspection: it names what a folder is, measures the codebook, and finds tokens that are not the image's."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def rewrite(folder, split, change):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_token_dataset_is_described_and_judged(tokens, capsys):
+def test_a_token_dataset_is_described_and_measured(tokens, capsys):
     found = inspect(tokens)
     shown = capsys.readouterr().out
     assert found.kind == "token dataset"
@@ -128,7 +128,7 @@ def test_a_tokenizer_is_described(tiny_tokenizer, capsys):
         assert part in shown
 
 
-def test_a_run_is_judged_on_its_validation_split(tiny_tokenizer, make_data, tmp_path, capsys):
+def test_a_run_is_measured_on_its_validation_split(tiny_tokenizer, make_data, tmp_path, capsys):
     data = make_data(train=10, validation=70, test=1)
     recipe = {"kind": "tokenizer", "data": data.model_dump(mode="json"), "training": {"steps": 5}}
     shutil.copytree(tiny_tokenizer, tmp_path / "best")
