@@ -13,6 +13,8 @@ from pipelines.base.process_store import Processes, group_store, new_key, wait_f
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C under a launcher arrives twice: from the terminal, and from the launcher, which passes it on at once.
+SECONDS_OF_ONE_REQUEST = 3.0
 
 
 class Interrupted(BaseException):
@@ -38,6 +40,7 @@ class StopRequest:
 
     def __init__(self, processes: Processes | None = None):
         self.signal_number: int | None = None
+        self.since = 0.0
         self._processes = processes if processes is not None and processes.num_processes > 1 else None
         self._key = new_key("stop") if self._processes else ""
         self._next_look, self._looked = 0, (0, time.monotonic())
@@ -95,7 +98,7 @@ def raise_on_signals() -> None:
 
 @contextmanager
 def stop_requests(processes: Processes | None = None) -> Iterator[StopRequest]:
-    """Within the block, the first signal only sets the request; a second one raises `Interrupted` at once.
+    """Within the block, the first signal only sets the request; one that comes later raises `Interrupted` at once.
 
     with stop_requests(accelerator) as stop:
         for step in …:
@@ -108,9 +111,11 @@ def stop_requests(processes: Processes | None = None) -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             return
-        if request.requested:
+        if request.requested and time.monotonic() - request.since >= SECONDS_OF_ONE_REQUEST:
             raise Interrupted(number, "stopped at once, the last saved state is kept")
-        request.signal_number = number
+        if request.requested:
+            return
+        request.signal_number, request.since = number, time.monotonic()
         if processes is None or processes.process_index == 0:
             os.write(2, b"\nsmalti: stopping after this step; the same signal again stops at once\n")
 

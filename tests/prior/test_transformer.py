@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from prior import CachedDecoder, PriorConfig, TokenPrior, TransformerConfig, codes_to_tokens
+from prior import PriorConfig, TokenPrior, TransformerConfig, codes_to_tokens, sequence_logprobs
 from prior.conditioning import condition_tokens
 from tests.prior.transformer_wrapper import transformer_wrapper
 from tests.prior.variants import GRIDS, POSITIONS
@@ -136,20 +136,13 @@ def test_a_mask_that_hides_everything_but_a_token_itself_leaves_it_alone(make_pr
     assert changed.tolist() == [i == 1 for i in range(12)]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_rotary_angles_are_float32_whatever_the_dtype_of_the_model(make_prior, dtype):
-    prior = make_prior(grid=(32, 32, 1), positions="rotary").to(dtype)
-    places, pairs = torch.arange(1024, dtype=torch.float64), torch.arange(16) // 2
-    exact = places[:, None] * 10_000.0 ** (-pairs.double() / 8)
-    seen = []
-    prior.network.blocks[0].attention.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["rotary_pos_emb"][0][0]), with_kwargs=True
-    )
-    prior(torch.zeros(1, 32, 32, 1, dtype=torch.long))
-    cos, signed_sin = CachedDecoder(prior).rotation
-    torch.testing.assert_close(seen[0].double(), exact, atol=2e-4, rtol=0)
-    torch.testing.assert_close(cos.double(), exact.cos(), atol=2e-4, rtol=0)
-    torch.testing.assert_close(signed_sin.double().abs(), exact.sin().abs(), atol=2e-4, rtol=0)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rotary_angles_are_exact_in_half_precision(make_prior, dtype):
+    prior = make_prior(grid=(32, 32, 1), positions="rotary", sharpen=1.0).to(dtype)
+    codes = torch.randint(0, 11, (4, 32, 32, 1))
+    half = sequence_logprobs(prior, codes).double()
+    exact = sequence_logprobs(prior.double(), codes)  # the same rounded weights
+    assert (half - exact)[:, 512:].abs().mean() < 0.02
 
 
 def test_a_prior_is_built_from_options_alone_before_x_transformers_is_imported():

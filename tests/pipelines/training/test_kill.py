@@ -120,3 +120,17 @@ def test_a_signal_saves_the_state_says_so_and_the_rerun_equals_left_alone(number
     assert f"the state of step {int(newest.stem[5:])} is saved" in errors
     finish(recipe, 1)
     assert_same_weights(alone, stopped)
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_a_launcher_saves_the_state_too(tmp_path, tiny_tokens):
+    recipe, alone = written(tmp_path, "alone", "prior", tiny_tokens, "")
+    finish(recipe, 2)
+    recipe, stopped = written(tmp_path, "stopped", "prior", tiny_tokens, "")
+    process = start(recipe, 2)
+    wait_for_lines(process, stopped, lines=17)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "is saved" in errors and process.returncode != 0
+    finish(recipe, 2)
+    assert_same_weights(alone, stopped)
