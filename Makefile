@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check fashion-mnist clean
+.PHONY: demo test fashion-mnist clean
 
 demo: .venv/.smalti
 	$(BIN)/smalti run configs/shapes/pipeline.yaml
@@ -12,10 +12,8 @@ demo: .venv/.smalti
 test: .venv/.smalti-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python --warnings
 	$(BIN)/python -m pytest -q
-
-check: .venv/.smalti-dev
-	$(BIN)/pyright
 
 # Fashion-MNIST where torchvision would look for it: from the Debian package dataset-fashion-mnist if that is installed;
 # otherwise torchvision downloads it by itself when a recipe asks for it.

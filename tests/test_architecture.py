@@ -2,8 +2,10 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,28 @@ def test_imports_point_down(path):
     assert tops & {*PACKAGES, "tests", "configs"} <= MAY_IMPORT[package]
     if package in OUTSIDE:
         assert tops - set(sys.stdlib_module_names) - {package} <= OUTSIDE[package]
+
+
+def distributions(paths: list[Path]) -> set[str]:
+    """Distributions from outside that the files import, by the names under which they are installed."""
+    tops = {name.split(".")[0] for path in paths for name in imports(path)} - set(sys.stdlib_module_names)
+    renamed = {"PIL": "pillow", "yaml": "pyyaml"}
+    return {renamed.get(top, top.replace("_", "-")) for top in tops - {*PACKAGES, "tests"}}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+
+
+def test_the_packages_import_what_is_declared_and_nothing_else():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert distributions(MODULES) == declared(project["dependencies"])
+
+
+def test_the_tests_import_only_what_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = distributions(list((ROOT / "tests").rglob("*.py")))
+    assert found <= declared(project["dependencies"] + project["optional-dependencies"]["dev"])
 
 
 def layer_of(name: str) -> int:

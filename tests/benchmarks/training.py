@@ -174,10 +174,12 @@ def training_of(recipe: str, arguments):
 
 def measure_tokenizer(folder: Path, arguments, accelerator) -> None:
     from pipelines.data import DataConfig
+    from pipelines.recipes.stages import TokenizerRecipe
     from pipelines.training.tokenizer_task import TokenizerTask
     from tokenizer import Autoencoder, AutoencoderPhase
 
     recipe, training = training_of("tokenizer", arguments)
+    assert isinstance(recipe, TokenizerRecipe)
     images = smooth_images(IMAGES)
     sources = write_sources(folder, images)
     epoch = IMAGES // training.batch_size
@@ -191,7 +193,7 @@ def measure_tokenizer(folder: Path, arguments, accelerator) -> None:
         torch.manual_seed(0)
         task = TokenizerTask(data, recipe.model, recipe.objective, training, seed=0)
         if name == "memory":
-            task.batches = lambda start, rank, world, memory=memory: iter(memory)
+            task.batches = lambda start_step, rank, world, memory=memory: iter(memory)
         ours = our_steps(task, training, folder / f"run-{name}", accelerator)
         compare(f"tokenizer, {name}", ours, bare, arguments.steps, epoch + 2, accelerator.device)
         if accelerator.device.type == "cuda":
@@ -202,12 +204,14 @@ def measure_prior(folder: Path, arguments, accelerator) -> None:
     from pipelines.data import DataConfig
     from pipelines.encode import encode
     from pipelines.models.checkpoint import save_tokenizer
+    from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
     from pipelines.training.prior_task import Conditioning, PriorTask
     from prior import PriorPhase, TokenPrior
     from tokenizer import Autoencoder
 
     recipe, training = training_of("prior", arguments)
     tokenizer, _ = training_of("tokenizer", arguments)
+    assert isinstance(recipe, PriorRecipe) and isinstance(tokenizer, TokenizerRecipe)
     source = {"kind": "shapes", "train": IMAGES, "validation": 128, "test": 128}
     preprocess = {"size": 28, "mode": "L"}
     data = DataConfig.model_validate({"source": source, "preprocess": preprocess})

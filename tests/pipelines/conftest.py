@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.data import DataConfig, open_images
+from pipelines.data import DataConfig, Example, open_images
+from pipelines.data.dataset import ImageDataset
 from pipelines.data.preprocess import Preprocess
 from pipelines.encode import encode
 from pipelines.models.checkpoint import save_tokenizer
@@ -18,6 +19,13 @@ def shapes_data(**source) -> DataConfig:
     return DataConfig.model_validate(
         {"source": {"kind": "shapes", **source}, "preprocess": {"mode": "RGB", "size": 32}, "on_unreadable": "skip"}
     )
+
+
+def read_example(dataset: ImageDataset, row: int) -> Example:
+    """A row that must be readable."""
+    found = dataset.read(row)
+    assert isinstance(found, Example), found
+    return found
 
 
 def write_tokenizer(folder: Path, bottleneck: dict, seed: int = 0) -> Path:
@@ -35,7 +43,7 @@ def write_tokenizer(folder: Path, bottleneck: dict, seed: int = 0) -> Path:
         )
     )
     images = open_images(shapes_data(train=64), "train")
-    model.train()(torch.stack([images.read(row).image for row in range(64)]))
+    model.train()(torch.stack([read_example(images, row).image for row in range(64)]))
     save_tokenizer(folder, model, Preprocess(mode="RGB", size=32))
     return folder
 

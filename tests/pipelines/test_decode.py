@@ -21,7 +21,7 @@ def test_pictures_are_what_the_decoder_makes_of_the_codes(tiny_tokenizer, tiny_t
     for row, path in enumerate(found.pictures):
         with Image.open(path) as picture:
             shown = np.asarray(picture).transpose(2, 0, 1).astype(int)
-            assert picture.text["key"] == split.keys[row]
+            assert picture.info["key"] == split.keys[row]
         assert np.abs(shown - expected[row].numpy()).max() <= 1  # another batch size may round another way
     with Image.open(found.grid) as grid:
         assert grid.size[0] > 32 * 8

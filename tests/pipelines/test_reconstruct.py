@@ -11,6 +11,7 @@ from pipelines.data import open_images
 from pipelines.evaluate.fidelity import ssim
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.reconstruct import ReconstructionRequest, draw_pairs, reconstruct
+from tests.pipelines.conftest import read_example
 from tokenizer import psnr
 
 
@@ -48,7 +49,7 @@ def test_the_figure_of_a_continuous_tokenizer_is_a_bound_that_no_batch_size_chan
 
 def test_originals_stand_above_their_reconstructions(tiny_tokenizer, data, tmp_path):
     reconstruct(tiny_tokenizer, data, tmp_path, ReconstructionRequest(num_pairs=8))
-    original = open_images(data, "test").read(0).image
+    original = read_example(open_images(data, "test"), 0).image
     with Image.open(tmp_path / "reconstructions.png") as grid:
         pixels = torch.frombuffer(bytearray(grid.convert("RGB").tobytes()), dtype=torch.uint8)
         pixels = pixels.view(grid.height, grid.width, 3).permute(2, 0, 1)

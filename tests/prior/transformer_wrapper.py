@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from x_transformers import Decoder, TransformerWrapper
 
 from prior import TokenPrior
+from prior.transformer import Block
 
 
 class _Positions(nn.Module):
@@ -56,6 +57,7 @@ def transformer_wrapper(prior: TokenPrior) -> Any:
         wrapper.can_cache_kv_outside_max_seq_len = False
     layers = wrapper.attn_layers.layers
     for block, attention, feedforward in zip(network.blocks, layers[::2], layers[1::2], strict=True):
+        assert isinstance(block, Block)
         attention[0][0].g.copy_(block.attention_norm.g)
         attention[1].load_state_dict(block.attention.state_dict())
         feedforward[0][0].g.copy_(block.feedforward_norm.g)

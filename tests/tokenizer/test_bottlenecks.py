@@ -101,7 +101,8 @@ def test_a_batch_in_parts_teaches_what_the_whole_batch_does(name):
     whole(batch, 3)
     for part in batch.split([1, 2, 1]):
         parted(part, 3)
-    whole.after_step(3), parted.after_step(3)
+    whole.after_step(3)
+    parted.after_step(3)
     torch.testing.assert_close(parted.state_dict(), whole.state_dict())
 
 

@@ -108,7 +108,8 @@ def test_restart_leaves_living_codes_alone():
     restarting.load_state_dict(plain.state_dict())
     plain.embedding[3] = restarting.embedding[3] = 1000.0
     vectors = torch.randn(200, 4)
-    train(plain, vectors), train(restarting, vectors)
+    train(plain, vectors)
+    train(restarting, vectors)
     others = torch.arange(8) != 3
     for key in ("embedding", "ema_count", "ema_sum"):
         assert torch.equal(plain.get_buffer(key)[others], restarting.get_buffer(key)[others])
@@ -152,7 +153,8 @@ def test_restarts_sample_all_parts_of_a_step_alike():
     for _ in range(400):
         codebook = Codebook(2, 4, kmeans_init=False, dead_code_threshold=0.5, restart_every=1)
         codebook.embedding[0], codebook.embedding[1], codebook.ema_count[1] = 0, 1e4, 0.01
-        codebook(torch.ones(30, 4)), codebook(-torch.ones(10, 4))
+        codebook(torch.ones(30, 4))
+        codebook(-torch.ones(10, 4))
         codebook.after_step()
         first += bool(codebook.embedding[1, 0] > 0)
     assert abs(first / 400 - 0.75) < 0.08
@@ -254,7 +256,8 @@ def test_a_loaded_codebook_is_not_initialised_again():
     trained, loaded = Codebook(32, 8), Codebook(32, 8)
     train(trained, blobs(512))
     loaded.load_state_dict(trained.state_dict())
-    train(trained, blobs(512, seed=1)), train(loaded, blobs(512, seed=1))
+    train(trained, blobs(512, seed=1))
+    train(loaded, blobs(512, seed=1))
     assert all(torch.equal(value, trained.get_buffer(key)) for key, value in state_of(loaded).items())
 
 

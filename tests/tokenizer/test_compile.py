@@ -31,7 +31,8 @@ def _compare_every_member(_rank):
             expected = eager(h, step).z
             torch.manual_seed(step)
             torch.testing.assert_close(compiled(h, step).z, expected)
-            eager.after_step(step), bottleneck.after_step(step)
+            eager.after_step(step)
+            bottleneck.after_step(step)
         torch.testing.assert_close(bottleneck.state_dict(), eager.state_dict())
 
 

@@ -81,7 +81,8 @@ def test_more_draws_give_a_tighter_bound():
 @every_bottleneck
 def test_figures_of_an_image_do_not_depend_on_the_batch(name):
     model, x = build(name), images()
-    model(x), model.after_step(0)
+    model(x)
+    model.after_step(0)
     together = evaluate(model, x, unweighted(model), 0, streams(6)).figures
     for i in range(6):
         alone = evaluate(model, x[i : i + 1], unweighted(model), 0, streams(6)[i : i + 1]).figures
@@ -93,7 +94,8 @@ def test_figures_of_an_image_do_not_depend_on_the_batch(name):
 @every_bottleneck
 def test_evaluation_keeps_no_graph_changes_no_buffer_and_encodes_once(name):
     model, x = build(name), images()
-    model(x), model.after_step(0)
+    model(x)
+    model.after_step(0)
     objective, calls = unweighted(model), []
     model.encoder.register_forward_hook(lambda *_: calls.append(1))
     before = {key: buffer.clone() for key, buffer in model.named_buffers()}

@@ -178,7 +178,8 @@ def test_a_batch_in_parts_has_the_loss_gradient_and_codebook_of_the_whole():
     for count in (1, 4):
         model = vq()
         phase = phase_of(model, nll=1, commitment=0.25)
-        phase(batch, 0), phase.after_step(0)  # k-means sees the whole batch
+        phase(batch, 0)
+        phase.after_step(0)  # k-means sees the whole batch
         total = torch.zeros(())
         for part in batch["image"].chunk(count):
             loss, _ = phase({"image": part}, 1)

@@ -55,7 +55,8 @@ def test_draws_have_the_posteriors_moments():
 
 def test_draws_carry_the_gradient_to_mean_and_variance():
     posterior = a_posterior()
-    posterior.mean.requires_grad_(), posterior.log_variance.requires_grad_()
+    posterior.mean.requires_grad_()
+    posterior.log_variance.requires_grad_()
     z = posterior.sample(2)
     z.sum().backward()
     assert torch.equal(posterior.mean.grad, torch.full_like(posterior.mean, 2))

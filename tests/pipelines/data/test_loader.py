@@ -11,6 +11,7 @@ import torch
 from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, open_images, ordered_batches, training_loader
 from pipelines.data.read_ahead import read_ahead
+from tests.pipelines.conftest import read_example
 
 
 def shapes(**fields):
@@ -62,7 +63,7 @@ def test_a_dataset_can_be_sent_to_a_spawned_worker(parquet, fashion):
     grey = DataConfig.model_validate({"source": named, "preprocess": {"mode": "L", "size": 28}})
     for dataset in (shapes(), parquet_images(parquet), open_images(grey, "train")):
         copy = pickle.loads(pickle.dumps(dataset))
-        assert torch.equal(copy.read(0).image, dataset.read(0).image)
+        assert torch.equal(read_example(copy, 0).image, read_example(dataset, 0).image)
 
 
 def test_the_global_random_stream_is_left_alone():
@@ -90,7 +91,7 @@ def test_the_replacement_is_the_next_readable_row(parquet):
     from pipelines.data import batch_indices
 
     rows = batch_indices(0, 0, 30, 30).tolist()
-    assert torch.equal(batches[0]["image"][rows.index(9)], dataset.read(10).image)
+    assert torch.equal(batches[0]["image"][rows.index(9)], read_example(dataset, 10).image)
 
 
 def test_nothing_readable_is_one_message(tmp_path):
@@ -114,7 +115,7 @@ def test_in_order_every_row_comes_once(batch_size):
 def test_in_order_nothing_is_augmented():
     dataset = shapes()
     (batch,) = ordered_batches(dataset, range(23), 23)
-    assert all(torch.equal(image, dataset.read(i).image) for i, image in enumerate(batch.image))
+    assert all(torch.equal(image, read_example(dataset, i).image) for i, image in enumerate(batch.image))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 30])
@@ -129,7 +130,9 @@ def test_in_order_unreadable_rows_are_listed_with_their_places(parquet, batch_si
         rows = [row for row in range(number * batch_size, min(30, (number + 1) * batch_size)) if row not in bad]
         assert [row.key for row in batch.metadata] == [f"emoji-{row}" for row in rows]
         assert [row.label for row in batch.metadata] == batch.label.tolist()
-        assert all(torch.equal(image, dataset.read(row).image) for row, image in zip(rows, batch.image, strict=True))
+        assert all(
+            torch.equal(image, read_example(dataset, row).image) for row, image in zip(rows, batch.image, strict=True)
+        )
 
 
 def test_in_order_a_batch_without_images_is_left_out(parquet):

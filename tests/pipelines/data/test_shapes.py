@@ -71,7 +71,8 @@ def test_labels_are_balanced():
 def test_caption_label_and_factors_tell_one_story():
     for facts, label in zip(shapes().metadata(ROWS.tolist()), shapes().labels(ROWS.tolist()).tolist(), strict=True):
         first = facts.factors["objects"][0]
-        assert CLASSES[facts.label] == f"{first['colour']} {first['shape']}"
+        assert facts.label == label
+        assert CLASSES[label] == f"{first['colour']} {first['shape']}"
         assert facts.text.startswith(f"a {first['size']} {CLASSES[label]}")
         assert facts.text.endswith(f"on a {facts.factors['ground']} ground")
 

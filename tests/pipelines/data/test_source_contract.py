@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from pipelines.data import SPLITS, DataConfig, Example, SourceConfig, Unreadable, open_images, training_loader
 from pipelines.data.image_files import DECODE_ERRORS
+from tests.pipelines.conftest import read_example
 from tests.pipelines.data.conftest import EXAMPLES, build_example
 
 KINDS = [member.model_fields["kind"].default for member in get_args(get_args(SourceConfig)[0])]
@@ -51,14 +52,14 @@ def test_every_row_is_an_example_or_named_as_unreadable(recipe, split):
 
 def test_labels_number_the_classes(recipe):
     dataset, rows = readable(recipe)
-    for found in map(dataset.read, rows):
+    for found in (read_example(dataset, row) for row in rows):
         assert (found.label is None) == (dataset.classes is None)
         assert found.label is None or 0 <= found.label < len(dataset.classes)
 
 
 def test_texts_are_announced(recipe):
     dataset, rows = readable(recipe)
-    assert dataset.has_text == any(dataset.read(i).text is not None for i in rows)
+    assert dataset.has_text == any(read_example(dataset, i).text is not None for i in rows)
 
 
 def same(a: Example | Unreadable, b: Example | Unreadable) -> bool:

@@ -147,6 +147,7 @@ def test_default_guidance_is_left_out_where_there_is_no_label(tiny_tokens):
 def test_sampling_in_half_precision_runs(saved):
     pipe = ImageGenerationPipeline.from_pretrained(saved, dtype=torch.bfloat16)
     out = draw(pipe)
+    assert isinstance(out.images, torch.Tensor)
     assert out.images.dtype == torch.float32 and out.images.isfinite().all()
     with pytest.raises(UserError, match=r"cast to torch\.bfloat16"):
         pipe.save_pretrained(saved.parent / "never")

@@ -145,7 +145,7 @@ def test_the_card_carries_spec_and_digest(tmp_path):
 
     spec = make_spec()
     write_tokens(tmp_path, spec)
-    block = DatasetCard.load(tmp_path / "README.md").data.vq_tokens
+    block = DatasetCard.load(tmp_path / "README.md").data["vq_tokens"]
     assert block["spec_sha256"] == spec.sha256
     assert block["digest"] == TokenDataset.open(tmp_path).manifest.digest
 

@@ -187,7 +187,7 @@ def test_the_precision_of_the_recipe_is_what_the_phase_computes_in_run_after_run
 
     class Watching(Regression):
         def forward(self, batch, step):
-            seen.append(self.model.layers[0](batch["x"]).dtype)
+            seen.append(self.model.get_submodule("layers.0")(batch["x"]).dtype)
             return super().forward(batch, step)
 
     for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -263,5 +263,5 @@ def test_phases_may_have_optimizers_of_their_own(tmp_path):
         "slow": OptimizedPhase(slow, OptimizerConfig(learning_rate=1e-9)),
     }
     run(tmp_path, task)
-    moved = (slow.model.layers[0].weight - before["layers.0.weight"]).abs().max().item()
+    moved = (slow.model.get_parameter("layers.0.weight") - before["layers.0.weight"]).abs().max().item()
     assert moved < 1e-6

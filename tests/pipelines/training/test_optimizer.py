@@ -36,8 +36,8 @@ def test_weight_average_equals_its_recurrence_and_copies_buffers():
         decay = min(0.5, (1 + update) / (10 + update))
         weight = model.unused.detach().clone()
         expected = weight if expected is None else decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(average.model.unused.detach(), expected)
-    assert average.model.seen == model.seen
+    torch.testing.assert_close(average.model.get_parameter("unused").detach(), expected)
+    assert average.model.get_buffer("seen") == model.seen
 
 
 def test_the_average_is_a_model_of_its_own_in_evaluation_mode():

@@ -33,6 +33,8 @@ class Recipe(BaseModel):
 class Network(nn.Module):
     """Dropout makes the loss depend on the random stream; unused parameters and buffers must not disturb anything."""
 
+    seen: Tensor
+
     def __init__(self, dropout: float = 0.5):
         super().__init__()
         self.dropout = dropout
@@ -50,6 +52,8 @@ class Network(nn.Module):
 class Regression(nn.Module):
     """A phase, as the loop wants it. The buffer is folded in by `after_step`, once for all parts of a batch."""
 
+    collected: Tensor
+
     def __init__(self, model: nn.Module | None = None):
         super().__init__()
         self.model = model or Network()
@@ -65,7 +69,7 @@ class Regression(nn.Module):
         return dict(self.model.named_parameters())
 
     def after_step(self, step: int) -> None:
-        self.model.seen += self.collected
+        self.model.get_buffer("seen").add_(self.collected)
         self.collected.zero_()
 
 
