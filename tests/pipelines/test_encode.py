@@ -269,6 +269,7 @@ def start_processes(tokenizer, data, output, world):
     return processes
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(reference, tiny_tokenizer, make_data, tmp_path):
     for process in start_processes(tiny_tokenizer, make_data(**ROWS), tmp_path / "tokens", 2):
         process.join(timeout=120)

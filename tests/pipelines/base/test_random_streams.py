@@ -60,6 +60,7 @@ def test_every_place_goes_everywhere_equally_often(length):
     assert max(abs(chi_square(row)) for row in table) < 5
 
 
+@pytest.mark.slow
 def test_all_orders_of_five_occur_equally_often():
     orders = {order: 0 for order in itertools.permutations(range(5))}
     for seed in range(12_000):
