@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.base.errors import UserError
+from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import Meter, progress
 from pipelines.base.signals import StopRequest, stop_requests
 from pipelines.training.collective import Collective
@@ -113,6 +114,7 @@ class TrainingLoop:
         message = describe_failure(failure, self.folder, self.config)
         if self.collective.is_first:
             self.folder.record_failure(failure.step, message)
+        wait_for_all(self.accelerator)  # the first process that raises ends the others
         raise UserError(message)
 
     def record(self, split: str, figures: dict[str, float]) -> None:
@@ -172,7 +174,9 @@ class TrainingLoop:
         self.refuse_non_finite()
         if self.step and self.collective.from_first(self.folder.newest_step()) != self.step:
             self.save()
-        raise stop.interrupted(f"{self.folder.path}: the state of step {self.step} is saved")
+        wait_for_all(self.accelerator)  # the first process that raises ends the others
+        saved = f"the state of step {self.step} is saved" if self.step else "there is no state yet, no step was done"
+        raise stop.interrupted(f"{self.folder.path}: {saved}")
 
     def finish(self) -> None:
         """Publish the last weights and mark the run as complete."""
@@ -184,6 +188,7 @@ class TrainingLoop:
                 task.publish(models, path / "last")
                 best = {task.monitor: self.best}
                 self.folder.finish({"steps": self.config.steps, "best": best, "validation": self.figures})
+        wait_for_all(self.accelerator)  # what comes next reads these files
 
     def state_dict(self) -> dict[str, Any]:
         phases = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
