@@ -63,6 +63,7 @@ class CachedDecoder:
         self.position = torch.zeros(1, dtype=torch.long, device=prior.device)
         self.caches: list[Tensor] = []
         self.filled = 0
+        self.batch = 0  # how many have begun
         self._weights = _identity(prior)
 
     def matches(self, prior: TokenPrior) -> bool:
@@ -77,6 +78,7 @@ class CachedDecoder:
         """
         tokens = torch.cat([prefix, codes + self.offsets[: codes.shape[1]]], dim=1)
         rows, self.filled = tokens.shape
+        self.batch += 1
         self._allocate(rows)
         x = F.embedding(tokens, self.embedding)
         with torch.autocast(x.device.type, enabled=False):

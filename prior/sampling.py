@@ -43,6 +43,11 @@ class SamplingRequest:
                 f"guidance_scale={options.guidance_scale} needs a prior that was trained with condition_dropout > 0, "
                 f"this one has condition_dropout={prior.config.condition_dropout}: its null condition was never trained"
             )
+        if self.condition is None and prior.vocabulary.conditional and not prior.can_be_guided:
+            raise ValueError(
+                "this prior needs a condition: it was trained with condition_dropout=0, so that it never saw the null "
+                "condition, got none"
+            )
         if not len(self.seeds):
             raise ValueError("seeds is empty: one seed per image is needed")
         for seed in self.seeds:
@@ -114,12 +119,16 @@ class _CachedSource:
 
     def __init__(self, prior: TokenPrior, request: SamplingRequest, decoder: CachedDecoder):
         self.prefix, self.decoder = torch.cat(_prefixes(prior, request)), decoder
-        self.branches = len(self.prefix) // len(request.seeds)
+        self.branches, self.batch = len(self.prefix) // len(request.seeds), 0
 
     def start(self, prompt: Int[Tensor, "b m"]) -> tuple[Tensor, ...]:
-        return self.decoder.prefill(self.prefix, prompt.repeat(self.branches, 1)).chunk(self.branches)
+        logits = self.decoder.prefill(self.prefix, prompt.repeat(self.branches, 1))
+        self.batch = self.decoder.batch
+        return logits.chunk(self.branches)
 
     def step(self, codes: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
+        if self.decoder.batch != self.batch:
+            raise ValueError("the decoder has begun another batch: images that are drawn in turns need a decoder each")
         return self.decoder.step(codes if self.branches == 1 else codes.repeat(self.branches)).chunk(self.branches)
 
 

@@ -212,6 +212,11 @@ class ImageGenerationPipeline:
         if chosen.guided and not conditional:
             why = "this prior is unconditional" if self.num_classes is None else "no label was given"
             raise UserError(f"guidance_scale needs a label, got guidance_scale={chosen.guidance_scale}, and {why}")
+        if not conditional and self.num_classes is not None and not self.prior.model.can_be_guided:
+            raise UserError(
+                "label: found none, expected one: this prior was trained with condition_dropout=0, so that it never "
+                "saw the null condition"
+            )
         if chosen.guided and not self.prior.model.can_be_guided:
             raise UserError(
                 f"guidance_scale: found {chosen.guidance_scale}, expected 1: this prior was trained with "

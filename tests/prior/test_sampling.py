@@ -202,6 +202,21 @@ def test_guidance_is_refused_where_the_null_condition_was_never_trained(make_pri
 
 
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_a_null_condition_that_was_never_trained_is_refused(make_prior, sampler):
+    with pytest.raises(ValueError, match="needs a condition"):
+        sampler(make_prior(condition_dropout=0.0), SamplingRequest(SEEDS))
+
+
+def test_streams_that_take_turns_on_one_decoder_are_refused(make_prior):
+    prior = make_prior()
+    decoder = CachedDecoder(prior)
+    first, second = (stream(prior, SamplingRequest(SEEDS, LABELS), decoder=decoder) for _ in range(2))
+    next(first), next(first), next(second), next(second)
+    with pytest.raises(ValueError, match="another batch"):
+        next(first)
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
 def test_logits_that_are_not_finite_are_refused(make_prior, sampler):
     prior = make_prior()
     prior.network.to_logits.weight.data[7] = torch.nan
