@@ -197,7 +197,8 @@ def _limit_json_depth(text: str, where: object) -> None:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
+    # A string that never ends is one token too: looked for again at each of its quotes, it would take quadratic time.
+    for token in re.finditer(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', text, re.DOTALL):
         if token[0] in "[{":
             depth += 1
             if depth > MAX_DEPTH:
