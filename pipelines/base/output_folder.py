@@ -67,7 +67,7 @@ class OutputFolder:
         self._refuse_foreign(overwrite)
         if (self.path / MARKER).is_file():
             with contextlib.closing(_Lock(self.path / MARKER)) as lock:
-                self._refuse_locked(lock)
+                self._refuse_locked(lock, shared=True)  # all processes of a command may check at once
 
     @contextmanager
     def begin(self, overwrite: bool = False, processes: Processes | None = None) -> Iterator[None]:
@@ -117,8 +117,8 @@ class OutputFolder:
                 f"{self.kind.key}"
             )
 
-    def _refuse_locked(self, lock: "_Lock") -> None:
-        if not lock.acquire():
+    def _refuse_locked(self, lock: "_Lock", shared: bool = False) -> None:
+        if not lock.acquire(shared):
             pid = _read_marker(self.path / MARKER).get("pid", "unknown")
             raise UserError(
                 f"{self.path}: another smalti command (process {pid}) is writing this folder. Wait for it or stop it, "
@@ -186,17 +186,20 @@ def check_output_file(path: Path, suffix: str) -> None:
 
 
 class _Lock:
-    """An exclusive lock on a file, which is made if need be. It ends with the process, and no child inherits it."""
+    """A lock on a file, which is made if need be. It ends with the process, and no child inherits it."""
 
     def __init__(self, path: Path):
         self.path, self.held = path, False
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         _open_locks.add(self)
 
-    def acquire(self) -> bool:
-        """False where another process holds the lock. File systems without locks grant it to everybody."""
+    def acquire(self, shared: bool = False) -> bool:
+        """False where another process holds the lock, which only `shared` ones can hold together.
+
+        File systems without locks grant it to everybody.
+        """
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             self.held = True
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,13 @@ def test_a_second_command_is_told_the_first_ones_process(tmp_path):
     process.communicate()
     with folder.begin():
         pass
+
+
+def test_those_who_check_at_once_do_not_refuse_each_other(tmp_path):
+    """As the processes of one command do; a lock belongs to an opened file, so threads show the same."""
+    folder = written(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: folder.check(), range(1000)))
 
 
 def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
