@@ -30,7 +30,7 @@ from tokenizer import Autoencoder, ObjectiveConfig, evaluate, psnr
 
 COLUMNS = 8
 RECONSTRUCTIONS = OutputKind(
-    "reconstructions", "smalti reconstruct", owned=("reconstructions.png", "reconstruction.json")
+    "reconstructions", "smalti reconstruct", owned=("reconstruction.json", "reconstructions.png")
 )
 
 

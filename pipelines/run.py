@@ -31,19 +31,30 @@ from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate.token_bits import token_bits
 from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_folder
 from pipelines.models.image_pipeline import ImageGenerationPipeline
-from pipelines.models.image_pipeline_folder import PARTS, read_generation_config
+from pipelines.models.image_pipeline_folder import IMAGE_PIPELINE, PARTS, read_generation_config
 from pipelines.recipes.pipeline import PipelineRecipe
-from pipelines.reconstruct import ReconstructionRequest, reconstruct
-from pipelines.sample import SampleRequest, sample
+from pipelines.reconstruct import RECONSTRUCTIONS, ReconstructionRequest, reconstruct
+from pipelines.sample import SAMPLES, SampleRequest, sample
+from pipelines.tokens.folder import TOKEN_DATASET
 from pipelines.train import train_recipe
-from pipelines.training.run_folder import RunFolder
+from pipelines.training.run_folder import RUN, RunFolder
 
+# The folders of the stages, the last stage first: what is left when they are deleted in this order fits together.
+PARTS_OF_PIPELINE = {
+    "reconstructions": RECONSTRUCTIONS,
+    "samples": SAMPLES,
+    "image_pipeline": IMAGE_PIPELINE,
+    "classifier": RUN,
+    "prior": RUN,
+    "tokens": TOKEN_DATASET,
+    "tokenizer": RUN,
+}
 PIPELINE = OutputKind(
     "a pipeline",
     "smalti run",
-    owned=("recipe.yaml", "seconds.json", "report.md", "report.json", *FIGURES),
+    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *FIGURES),
     key="output",
-    parts=("tokenizer", "tokens", "prior", "classifier", "samples", "reconstructions"),
+    parts=tuple(PARTS_OF_PIPELINE),
 )
 OVERVIEW_ROWS = 3
 SMALLEST_CLASSIFIED = 8  # pixels: the classifier halves an image three times
@@ -64,7 +75,8 @@ SOURCES = (
 def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
     """Train the tokenizer, encode, train the prior, put both together, sample, evaluate, report.
 
-    Every stage skips or continues by itself. What a changed recipe makes stale is redone where it costs minutes:
+    Every stage skips or continues by itself. `overwrite` deletes the outputs of all stages before the first one runs,
+    so that the same command without it continues. What a changed recipe makes stale is redone where it costs minutes:
     samples, reconstructions, the classifier and figures. Another tokenizer or prior is refused, and nothing is changed.
 
     Returns what `report.json` holds, the last file written. Raises UserError as the stages do.
@@ -77,10 +89,12 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
             console.print(f"{root}: finished; nothing to do (--overwrite starts over)")
             print_report(report, root.name)
         return report
-    chain = Chain(recipe, accelerator, overwrite)
-    chain.check()
+    chain = Chain(recipe, accelerator)
+    chain.check(overwrite)
     accelerator.wait_for_everyone()  # nobody looks at the folder any more
-    with target.begin(processes=accelerator):
+    with target.begin(overwrite, accelerator):
+        if overwrite:
+            chain.delete_parts()
         if accelerator.is_main_process and not (root / "recipe.yaml").is_file():
             write_text(root / "recipe.yaml", dump(recipe))
         timer = StageTimer(root, accelerator, fresh=overwrite)
@@ -125,7 +139,6 @@ class Chain:
 
     recipe: PipelineRecipe
     accelerator: Accelerator
-    overwrite: bool
 
     @property
     def root(self) -> Path:
@@ -146,13 +159,15 @@ class Chain:
     def needs_classifier(self) -> bool:
         return self.recipe.prior.condition == "label" and not checks_itself(self.recipe.tokenizer.data)
 
-    def check(self) -> None:
+    def check(self, overwrite: bool) -> None:
         """Refuse, before anything is trained, data that a later stage could not use.
 
         Raises:
             UserError: the prior is to be conditioned on labels that the data does not have, or its images are too
                 small for the classifier that checks them.
         """
+        if overwrite:
+            self.check_parts()
         data = self.recipe.tokenizer.data
         if self.recipe.prior.condition != "label" or (self.root / "tokenizer" / "done.json").is_file():
             return
@@ -166,16 +181,33 @@ class Chain:
                 f"classifier that checks samples needs 2 classes and {SMALLEST_CLASSIFIED} pixels; expected 'none'"
             )
 
+    def parts(self) -> list[OutputFolder]:
+        folders = [OutputFolder(self.root / name, kind) for name, kind in PARTS_OF_PIPELINE.items()]
+        return [folder for folder in folders if folder.path.exists()]
+
+    def check_parts(self) -> None:
+        """Raises UserError where the folder of a stage holds something else, or another command works in it."""
+        with first_process(self.accelerator) as first:
+            for part in self.parts() if first else ():
+                part.check(overwrite=True)
+
+    def delete_parts(self) -> None:
+        """Delete what the stages have written."""
+        with first_process(self.accelerator) as first:
+            for part in self.parts() if first else ():
+                with part.begin(overwrite=True):
+                    pass
+
     def train_tokenizer(self) -> None:
-        train_recipe(self.recipe.tokenizer, self.overwrite)
+        train_recipe(self.recipe.tokenizer)
 
     def encode(self) -> None:
         chosen, folder = self.recipe.encode, self.root / "tokens"
         data, splits = self.recipe.tokenizer.data, chosen.splits
-        encode(self.root / "tokenizer", data, folder, splits, chosen.num_shards, chosen.batch_size, self.overwrite)
+        encode(self.root / "tokenizer", data, folder, splits, chosen.num_shards, chosen.batch_size)
 
     def train_prior(self) -> None:
-        train_recipe(self.recipe.prior, self.overwrite)
+        train_recipe(self.recipe.prior)
 
     def train_classifier(self) -> None:
         chosen, data = self.recipe.evaluate.classifier, self.recipe.tokenizer.data
@@ -183,7 +215,7 @@ class Chain:
         recipe = ClassifierRecipe(
             output=self.root / "classifier", seed=chosen.seed, data=plain, width=chosen.width, training=chosen.training
         )
-        replaced = self.overwrite or _holds_another_run(recipe)
+        replaced = _holds_another_run(recipe)
         self.accelerator.wait_for_everyone()  # nobody looks at the folder any more
         train_classifier(recipe, replaced)
 
@@ -207,13 +239,13 @@ class Chain:
     def sample(self) -> None:
         wanted = self.recipe.sample
         request = SampleRequest(num_images=wanted.num_images, seed=wanted.seed, batch_size=wanted.batch_size)
-        sample(self.root / "image_pipeline", self.root / "samples", request, self.overwrite, replace_others=True)
+        sample(self.root / "image_pipeline", self.root / "samples", request, replace_others=True)
 
     def reconstruct(self) -> None:
         chosen, target = self.recipe.evaluate, self.root / "reconstructions"
         request = ReconstructionRequest(split=chosen.split, max_images=chosen.max_images, num_pairs=chosen.num_pairs)
         data = self.recipe.tokenizer.data
-        reconstruct(self.root / "tokenizer", data, target, request, self.overwrite, replace_others=True)
+        reconstruct(self.root / "tokenizer", data, target, request, replace_others=True)
 
     def evaluate(self) -> dict[str, Any]:
         """The figures of the finished stages, the same on all processes."""

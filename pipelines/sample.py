@@ -26,7 +26,7 @@ from pipelines.models.image_pipeline import ImageGenerationPipeline, Label
 from pipelines.models.image_pipeline_folder import find_image_pipeline
 from pipelines.models.image_seeds import image_seeds
 
-SAMPLES = OutputKind("samples", "smalti sample", owned=("request.json", "images/*.png", "samples.png", "samples.json"))
+SAMPLES = OutputKind("samples", "smalti sample", owned=("samples.json", "images/*.png", "samples.png", "request.json"))
 
 
 class SampleRequest(BaseModel):

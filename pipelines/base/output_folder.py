@@ -38,7 +38,8 @@ class OutputKind:
 
     name: the kind, as the marker and messages call it ("samples").
     command: the command that writes it ("smalti sample").
-    owned: every name that the command writes, as glob patterns relative to the folder ("images/*.png").
+    owned: every name that the command writes, as glob patterns relative to the folder ("images/*.png"). They are
+        deleted in this order: first what says that the output is complete.
     key: how the user names the folder ("--output"; a recipe's "output").
     parts: folders inside it that other commands write; they may be there before this command has been called.
     """

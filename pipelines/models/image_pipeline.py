@@ -111,7 +111,7 @@ class ImageGenerationPipeline:
         return pipeline.to(device, dtype) if device is not None or dtype is not None else pipeline
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False, card: str | None = None) -> Path:
-        """Write the image pipeline's folder: it appears whole or not at all, and can be moved as a whole.
+        """Write the image pipeline's folder, which can be moved as a whole.
 
         Raises:
             UserError: the folder holds an image pipeline and `overwrite` is off, it holds anything else, or the models

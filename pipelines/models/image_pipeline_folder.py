@@ -1,27 +1,28 @@
 """The folder of an image pipeline: `tokenizer/`, `prior/`, `generation_config.json`, and `model_index.json`."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.base.atomic_files import sync, write_json, write_text
+from pipelines.base.atomic_files import write_json, write_text
 from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
-from pipelines.base.output_folder import check_writable
+from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.recipe_files import validate
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, save_prior, save_tokenizer
 from prior import SamplingOptions
 
 FORMAT = "smalti-image-pipeline/1"
 PARTS = {"tokenizer": "Autoencoder", "prior": "TokenPrior"}
-OWNED_FILES = {
-    "model_index.json",
-    "generation_config.json",
-    "README.md",
-    *(f"{part}/{name}" for part in PARTS for name in ("config.json", "model.safetensors", "README.md")),
-}
+IMAGE_PIPELINE = OutputKind(
+    "an image pipeline",
+    "smalti run",
+    owned=(
+        "model_index.json",
+        "generation_config.json",
+        "README.md",
+        *(f"{part}/{name}" for part in PARTS for name in ("config.json", "model.safetensors", "README.md")),
+    ),
+    key="folder",
+)
 
 CARD = """---
 library_name: smalti
@@ -81,52 +82,25 @@ def write_image_pipeline(
     overwrite: bool = False,
     card: str | None = None,
 ) -> Path:
-    """Write the folder: it appears whole or not at all, and can be moved as a whole.
+    """Write the folder, which can be moved as a whole. `model_index.json` is written last: without it nothing is
+    loaded, and the next call starts over.
 
     Raises:
         UserError: the folder holds an image pipeline and `overwrite` is off, or it holds anything else.
     """
     folder = Path(folder)
-    check_writable(folder)
-    _refuse_occupied(folder, overwrite)
-    with _in_place_of(folder) as new:
-        save_tokenizer(new / "tokenizer", tokenizer.model, tokenizer.preprocess)
-        save_prior(new / "prior", prior.model, prior.spec, prior.classes)
-        write_json(new / "generation_config.json", options.model_dump(mode="json"))
-        write_text(new / "README.md", card or _card(tokenizer, prior))
-        index = {"format": FORMAT, "_class_name": "ImageGenerationPipeline"}
-        write_json(new / "model_index.json", index | {part: [part, name] for part, name in PARTS.items()})
-    return folder
-
-
-def _refuse_occupied(folder: Path, overwrite: bool) -> None:
-    """Only an image pipeline is ever replaced, and only where nothing else lies in its folder."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder}: exists and is not an image pipeline (no model_index.json); choose another folder")
-    if not overwrite:
+    target = OutputFolder(folder, IMAGE_PIPELINE)
+    target.check(overwrite)
+    if (folder / "model_index.json").is_file() and not overwrite:
         raise UserError(f"{folder}: holds an image pipeline already; expected a new folder, or overwrite=True")
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
-    if foreign := sorted(names - OWNED_FILES):
-        raise UserError(f"{folder}: holds {foreign[0]}, which smalti did not write; choose another folder")
-
-
-@contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` at the end; at every moment one of the two is whole on the disk."""
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    with target.begin(overwrite=True):
+        save_tokenizer(folder / "tokenizer", tokenizer.model, tokenizer.preprocess)
+        save_prior(folder / "prior", prior.model, prior.spec, prior.classes)
+        write_json(folder / "generation_config.json", options.model_dump(mode="json"))
+        write_text(folder / "README.md", card or _card(tokenizer, prior))
+        index = {"format": FORMAT, "_class_name": "ImageGenerationPipeline"}
+        write_json(folder / "model_index.json", index | {part: [part, name] for part, name in PARTS.items()})
+    return folder
 
 
 def _card(tokenizer: LoadedTokenizer, prior: LoadedPrior) -> str:

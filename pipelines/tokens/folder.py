@@ -11,8 +11,8 @@ from pipelines.tokens.dataset import TokenDataset
 
 TOKENIZER_FILES = ("model.safetensors", "README.md", "config.json")  # in the order of writing
 OWNED_FILES = (
-    "token_spec.json",
     "manifest.json",
+    "token_spec.json",
     "README.md",
     "reconstructions.png",
     "health.png",

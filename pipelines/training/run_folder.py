@@ -23,23 +23,23 @@ RUN = OutputKind(
     name="a training run",
     command="smalti train",
     owned=(
-        "recipe.yaml",
+        "done.json",
+        "state/step-*.pt",
         "inputs.json",
         "metrics.jsonl",
         "curves.png",
         "failure.json",
         "changes.jsonl",
-        "done.json",
         "figures/*.png",
         *(
             f"{folder}/{name}"
             for folder in ("best", "last")
             for name in ("config.json", "model.safetensors", "README.md")
         ),
-        "state/step-*.pt",
         "trackers/*/events.out.tfevents.*",
         "trackers/*/*/events.out.tfevents.*",
         "trackers/*/hparams.yml",
+        "recipe.yaml",
     ),
     key="output",
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 from pipelines.base.errors import UserError
+from pipelines.base.signals import Interrupted
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
@@ -200,6 +202,33 @@ def test_a_damaged_note_of_the_pipeline_is_written_again(recipe_file, copied, fi
     assert isinstance(json.loads((copied / name).read_text()), dict)
 
 
+@pytest.mark.parametrize("stage", ["train_recipe", "encode"])
+def test_starting_over_that_was_interrupted_is_continued_without_overwrite(recipe_file, copied, monkeypatch, stage):
+    recipe = load_pipeline(recipe_file, [f"output={copied}", "tokenizer.seed=5"])
+    with monkeypatch.context() as patched:
+        patched.setattr(f"pipelines.run.{stage}", interrupt)
+        with pytest.raises(Interrupted):
+            run(recipe, overwrite=True)
+    left = {path.relative_to(copied).as_posix() for path in stamps(copied)}
+    assert not left & {"report.json", "report.md", "overview.png", "samples/samples.json"}
+    report = run(recipe)
+    assert report == json.loads((copied / "report.json").read_text())
+
+
+def interrupt(*_, **__):
+    raise Interrupted(signal.SIGINT)
+
+
+def test_a_foreign_part_is_refused_before_anything_is_deleted(recipe_file, copied):
+    shutil.rmtree(copied / "samples")
+    (copied / "samples").mkdir()
+    (copied / "samples" / "thesis.tex").write_text("mine")
+    before = {path: path.read_bytes() for path in stamps(copied)}
+    with pytest.raises(UserError, match="was not written by `smalti sample`"):
+        run(load_pipeline(recipe_file, [f"output={copied}"]), overwrite=True)
+    assert {path: path.read_bytes() for path in stamps(copied)} == before
+
+
 def test_a_foreign_folder_is_refused(recipe_file, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     for overwrite in (False, True, True):
@@ -231,10 +260,12 @@ def test_grey_shapes_are_checked_by_a_classifier(recipe_file, tmp_path):
     report = run(load_pipeline(recipe_file, overrides))
     assert report["labels"]["checker"] == "classifier" and report["labels"]["real_images"] == 10
     tokenizer = tmp_path / "out" / "tokenizer" / "done.json"
+    trained = (tmp_path / "out" / "classifier" / "done.json").read_text()
     before = tokenizer.stat().st_mtime_ns
     overrides[1] = overrides[1].replace("steps: 4", "steps: 6")
-    again = run(load_pipeline(recipe_file, overrides))  # another classifier takes the place of the first
-    assert again["labels"] != report["labels"] or again["recipe"] != report["recipe"]
+    run(load_pipeline(recipe_file, overrides))  # another classifier takes the place of the first
+    again = (tmp_path / "out" / "classifier" / "done.json").read_text()
+    assert again != trained and json.loads(again)["steps"] == 6
     assert tokenizer.stat().st_mtime_ns == before
 
 

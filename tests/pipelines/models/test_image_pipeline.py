@@ -1,6 +1,7 @@
 """An image pipeline: one stream per image, a folder that moves as a whole, mistakes named."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -217,7 +218,7 @@ def test_saving_never_overwrites_unasked(pipe, saved, tmp_path):
     with pytest.raises(UserError, match="holds an image pipeline already"):
         pipe.save_pretrained(saved)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not an image pipeline"):
+    with pytest.raises(UserError, match="was not written by `smalti run`"):
         pipe.save_pretrained(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     again = shutil.copytree(saved, tmp_path / "g")
@@ -231,9 +232,26 @@ def test_saving_never_overwrites_unasked(pipe, saved, tmp_path):
 def test_overwriting_deletes_no_foreign_file(pipe, saved, tmp_path, name):
     folder = shutil.copytree(saved, tmp_path / "g")
     (folder / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {name}, which smalti did not write"):
-        pipe.save_pretrained(folder, overwrite=True)
+    pipe.save_pretrained(folder, overwrite=True)
     assert (folder / name).read_text() == "mine" and ImageGenerationPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_save_that_was_killed_leaves_nothing_that_loads_and_the_next_one_completes_it(
+    pipe, saved, tmp_path, monkeypatch, overwrite
+):
+    folder = shutil.copytree(saved, tmp_path / "g") if overwrite else tmp_path / "g"
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.models.image_pipeline_folder.save_prior", lambda *_: os._exit(9))
+        if (child := os.fork()) == 0:
+            pipe.save_pretrained(folder, overwrite=overwrite)
+        os.waitpid(child, 0)
+    with pytest.raises(UserError, match=r"has no model_index\.json"):
+        ImageGenerationPipeline.from_pretrained(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["g"]
+    pipe.save_pretrained(folder)
+    assert {path.name for path in folder.rglob("*")} == {path.name for path in saved.rglob("*")}
+    assert ImageGenerationPipeline.from_pretrained(folder)
 
 
 def test_passes_of_the_decoder_are_sized_for_the_device():
