@@ -18,7 +18,7 @@ from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_grid, save_images
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
-from pipelines.base.progress import console, progress
+from pipelines.base.progress import progress, say
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.tokens.dataset import TokenDataset, TokenSplit
 
@@ -66,7 +66,8 @@ def decode(
     pictures = [folder.path / name for name in file_names(rows.keys[:count])]
     result = DecodeResult(folder.path, pictures, folder.path / "grid.png", already_complete=False)
     if not overwrite and _decoded_rows(folder.path, request) >= count:
-        console.print(f"{output}: already decoded, {count:,} pictures; nothing to do", markup=False, soft_wrap=True)
+        if accelerator.is_main_process:
+            say(f"{output}: already decoded, {count:,} pictures; nothing to do")
         return DecodeResult(folder.path, pictures, result.grid, already_complete=True)
     with folder.begin(overwrite, accelerator):
         with first_process(accelerator) as first:

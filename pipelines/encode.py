@@ -10,7 +10,7 @@ from pipelines.base import distributed
 from pipelines.base.first_process import first_process
 from pipelines.base.output_folder import OutputFolder
 from pipelines.base.process_store import wait_for_all
-from pipelines.base.progress import console
+from pipelines.base.progress import say
 from pipelines.data import SPLITS, DataConfig
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.models.token_spec import TokenSpec
@@ -113,12 +113,11 @@ def _print_summary(result: EncodeResult, manifest: Manifest) -> None:
         if (stats := split.stats) is not None:
             figures = f"reconstruction {stats.psnr_db:.2f} dB, codebook {stats.verdict}: {stats.reason}"
             text += f"\n  {name}: {split.rows:,} rows, {figures}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
 
 
 def _already_complete(found: TokenDataset, visible: bool) -> EncodeResult:
     result = EncodeResult.of(found.folder, found.manifest, already_complete=True)
     if visible:
-        text = f"{found.folder}: already complete, {result.rows:,} rows; nothing to do"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"{found.folder}: already complete, {result.rows:,} rows; nothing to do")
     return result

@@ -21,7 +21,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
-from pipelines.base.progress import console, progress
+from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, open_images, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
@@ -99,7 +99,7 @@ def reconstruct(
         )
     if same and not overwrite and (found := _finished(output, written)) is not None:
         if accelerator.is_main_process:
-            console.print(f"{output}: already reconstructed, {_in_words(found)}; nothing to do")
+            say(f"{output}: already reconstructed, {_in_words(found)}; nothing to do")
         return found
     accelerator.wait_for_everyone()  # nobody looks at the folder any more
     with target.begin(True, accelerator):
@@ -108,7 +108,7 @@ def reconstruct(
         if accelerator.is_main_process:
             draw_pairs(output / "reconstructions.png", measured.pairs)
             write_json(output / "reconstruction.json", {"request": identity, "fidelity": asdict(found)})
-            console.print(f"{output}: {_in_words(found)} over {found.images:,} images of {request.split}")
+            say(f"{output}: {_in_words(found)} over {found.images:,} images of {request.split}")
         accelerator.wait_for_everyone()
     return found
 

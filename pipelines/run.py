@@ -15,7 +15,7 @@ from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.output_folder import OutputFolder, OutputKind
-from pipelines.base.progress import console
+from pipelines.base.progress import console, say
 from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
 from pipelines.data import open_images
@@ -86,7 +86,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
     target.check(overwrite)
     if not overwrite and (report := finished_report(recipe)) is not None:
         if accelerator.is_main_process:
-            console.print(f"{root}: finished; nothing to do (--overwrite starts over)")
+            say(f"{root}: finished; nothing to do (--overwrite starts over)")
             print_report(report, root.name)
         return report
     chain = Chain(recipe, accelerator)

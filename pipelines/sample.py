@@ -19,7 +19,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_images
 from pipelines.base.output_folder import OutputFolder, OutputKind
-from pipelines.base.progress import console, progress
+from pipelines.base.progress import progress, say
 from pipelines.evaluate.samples import draw_samples, image_name, read_note
 from pipelines.models.hub import local_folder
 from pipelines.models.image_pipeline import ImageGenerationPipeline, Label
@@ -88,7 +88,7 @@ def sample(
         raise UserError(f"{output}: holds other samples ({others}); choose another --output, or --overwrite")
     if not overwrite and not others and _finished(output, plan):
         if accelerator.is_main_process:
-            console.print(f"{output}: already sampled, {request.num_images:,} images; nothing to do")
+            say(f"{output}: already sampled, {request.num_images:,} images; nothing to do")
         return output
     accelerator.wait_for_everyone()  # nobody looks at the folder any more
     with target.begin(overwrite or others is not None, accelerator):

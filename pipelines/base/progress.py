@@ -13,6 +13,11 @@ console = Console(stderr=True)
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def say(text: str) -> None:
+    """Print a message of a command as it is: brackets in a path are no markup, and a long line is not broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class Meter:
     """Counts finished units of a known total; `note` attaches figures that are shown beside the count."""
 
@@ -77,13 +82,12 @@ def progress(total: int, description: str, unit: str = "step", start: int = 0, v
         yield Silent(total, description, unit, start)
     elif console.is_terminal:
         columns = (
-            "[bold]{task.description}",
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
-            "{task.completed:,}/{task.total:,}",
-            "{task.fields[status]}",
+            TextColumn("{task.completed:,}/{task.total:,}"),
+            TextColumn("{task.fields[status]}"),
         )
-        texts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
-        with Progress(*texts, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
             yield Bar(total, description, unit, start, bars)
     else:
         yield Meter(total, description, unit, start)

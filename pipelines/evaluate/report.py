@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.base.atomic_files import replacing, write_json, write_text
 from pipelines.base.progress import clock, console
@@ -61,9 +62,9 @@ def write_report(folder: Path, report: Report, title: str) -> None:
 
 
 def print_report(report: Report, title: str) -> None:
-    table = Table(title=title, show_header=False)
+    table = Table(title=Text(title), show_header=False)
     for row in rows(report):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

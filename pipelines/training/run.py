@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from pipelines.base import distributed
 from pipelines.base.first_process import first_process
-from pipelines.base.progress import console
+from pipelines.base.progress import say
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import TrainingLoop, check_batch_size
 from pipelines.training.metrics_log import check_trackers
@@ -50,9 +50,7 @@ def train_run(
             folder.check(recipe, inputs, overwrite)
     if folder.finished and not overwrite:
         if accelerator.is_main_process:
-            console.print(
-                f"{folder.path}: finished; nothing to do (--overwrite starts over)", markup=False, soft_wrap=True
-            )
+            say(f"{folder.path}: finished; nothing to do (--overwrite starts over)")
         return folder
     with first_process(accelerator):  # so that a data set is downloaded once
         torch.manual_seed(recipe.seed)  # the initial weights

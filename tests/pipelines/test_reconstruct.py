@@ -71,6 +71,12 @@ def test_a_finished_one_is_left_alone_and_a_foreign_one_refused(tiny_tokenizer, 
     assert reconstruct(other, data, tmp_path / "out", ReconstructionRequest(max_images=5), overwrite=True) != first
 
 
+def test_brackets_in_a_path_are_shown_as_they_are(tiny_tokenizer, data, tmp_path, capsys):
+    for word in ("PSNR", "already reconstructed"):
+        reconstruct(tiny_tokenizer, data, tmp_path / "[red]a[/b]", ReconstructionRequest(max_images=2))
+        assert f"{tmp_path}/[red]a[/b]: {word}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", [1, 7, 12, 16])
 def test_as_many_pairs_are_shown_as_were_asked_for(tmp_path, count):
     pairs = [(torch.full((1, 8, 8), i + 1, dtype=torch.uint8), torch.full((1, 8, 8), 100 + i)) for i in range(count)]

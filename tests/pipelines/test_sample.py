@@ -65,6 +65,12 @@ def test_the_folder_describes_all_of_its_images(image_pipeline, tmp_path):
         assert grid.width > 2 * 32 and grid.height > 3 * 32
 
 
+def test_brackets_in_a_path_are_shown_as_they_are(image_pipeline, tmp_path, capsys):
+    for _ in range(2):
+        sample(image_pipeline, tmp_path / "[red]a[/b]", SampleRequest(num_images=1))
+    assert f"{tmp_path}/[red]a[/b]: already sampled" in capsys.readouterr().err
+
+
 def test_without_labels_every_class_has_its_turn(image_pipeline, tmp_path):
     found = read_samples(sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=30)))
     assert found.labels == [i % len(found.classes) for i in range(30)]
