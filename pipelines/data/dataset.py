@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.base.progress import progress
+from pipelines.base.random_streams import Key, permutation_at
 from pipelines.data.augment import Augment
 from pipelines.data.decoding import decode_images
 from pipelines.data.image_files import DECODE_ERRORS, reason
@@ -21,10 +23,11 @@ from pipelines.data.pixel_cache import PixelCache, pixel_cache
 from pipelines.data.preprocess import Preprocess, prepare_image
 from pipelines.data.source import ImageSource, RowMetadata
 from pipelines.data.splits import RowNumbers
+from pipelines.data.unreadable_rows import UnreadableRows
 
 CHECKED_AT_ONCE = 1024
 FETCHED_AT_ONCE = 256  # encoded pictures in memory: they may be large
-MOST_REMEMBERED = 100_000  # unreadable rows that are not tried again
+CANDIDATES_AT_ONCE = 64  # rows that may take the place of an unreadable one
 NO_LABEL = "the row has no label that names a class"
 
 # Images and labels (None: no classes) of some rows, and why some places hold nothing.
@@ -109,7 +112,7 @@ class ImageDataset:
         self.provenance = {**source.provenance, "rows": len(self)}
         wanted = (preprocess.channels, preprocess.size, preprocess.size)
         self._array = source.array if source.array is not None and source.array.shape == wanted else None
-        self._unreadable: dict[int, str] = {}
+        self._unreadable = UnreadableRows(len(source))
         self._cache: PixelCache | None = None
         if self._array is None or not self._array.in_memory:
             identity = None if source.fingerprint is None else f"{source.fingerprint}\n{preprocess.model_dump_json()}"
@@ -162,28 +165,41 @@ class ImageDataset:
         kept = [row for place, row in enumerate(metadata) if place not in absent] if absent else metadata
         return ImageBatch(batch.image, batch.label, batch.unreadable, kept)
 
-    def read_replacing(self, indices: Indices) -> tuple[PixelBatch, list[Unreadable]]:
-        """As `read_pixels`, but the next readable row takes the place of an unreadable one, so that the batch is whole
-        and depends on the data only. Also the unreadable rows that were met.
+    def read_replacing(
+        self, indices: Indices, seed: int, places: NDArray[np.int64]
+    ) -> tuple[PixelBatch, list[Unreadable]]:
+        """As `read_pixels`, but random readable rows take the place of unreadable ones, so that the batch is whole.
+        Also the unreadable rows that were met.
+
+        `places` are those of `indices` in the stream of examples. The substitute depends on the seed, the place and
+        which rows can be read. It is drawn uniformly, and anew in every epoch, so that no row is seen more often.
 
         Raises:
             UserError: not a single row can be read.
         """
         images, labels, failures = self._read(rows := self._source_rows(indices))
         met = [bad for _, bad in self._named(rows, failures)]
-        for place in failures:
-            index = int(indices[place])
-            for candidate in range(index + 1, index + len(self)):
-                image, label, failed = self._read(row := self._source_rows([candidate % len(self)]))
-                if not failed:
-                    images[place] = image[0]
-                    if labels is not None and label is not None:
-                        labels[place] = label[0]
-                    break
-                met += [bad for _, bad in self._named(row, failed)]
-            else:
+        waiting = {at: self._substitutes((seed, "replace", int(places[at]))) for at in failures}
+        while waiting:
+            drawn = [row for candidates in waiting.values() for row in islice(candidates, 1)]
+            if len(drawn) < len(waiting):
                 raise UserError(f"none of the {len(self):,} images can be read; the first: {met[0]}")
+            found, found_labels, failed = self._read(substitutes := np.array(drawn, dtype=np.int64))
+            met += [bad for _, bad in self._named(substitutes, failed)]
+            for number, at in enumerate(list(waiting)):
+                if number not in failed:
+                    images[at] = found[number]
+                    if labels is not None and found_labels is not None:
+                        labels[at] = found_labels[number]
+                    del waiting[at]
         return PixelBatch(images, labels, []), met
+
+    def _substitutes(self, key: Key) -> Iterator[int]:
+        """All rows of the split that are not known to be unreadable, as rows of the source, in an order of the key."""
+        for start in range(0, len(self), CANDIDATES_AT_ONCE):
+            places = np.arange(start, min(start + CANDIDATES_AT_ONCE, len(self)))
+            rows = self._source_rows(permutation_at(key, len(self), places))
+            yield from rows[~self._unreadable.known(rows)].tolist()
 
     def check_readable(self) -> None:
         """Read rows until one can be read.
@@ -259,8 +275,7 @@ class ImageDataset:
         if self._array is not None:
             return self._array.pixels(torch.from_numpy(rows)), self._source.labels(rows.tolist()), {}
         images, labels, failures = self._decode(rows.tolist())
-        if len(self._unreadable) < MOST_REMEMBERED:
-            self._unreadable |= {int(rows[place]): why for place, why in failures.items()}
+        self._unreadable.add({int(rows[place]): why for place, why in failures.items()})
         return images, labels, failures
 
     def _decode(self, listed: list[int]) -> PixelsOfRows:
@@ -269,9 +284,8 @@ class ImageDataset:
         for start in range(0, max(1, len(listed)), FETCHED_AT_ONCE):
             part = listed[start : start + FETCHED_AT_ONCE]
             readers = self._source.readers(part)
-            for place, row in enumerate(part):
-                if row in self._unreadable:
-                    readers[place] = partial(_fail, self._unreadable[row])
+            for place in np.flatnonzero(self._unreadable.known(np.array(part, dtype=np.int64))).tolist():
+                readers[place] = partial(_fail, self._unreadable.reason(part[place]))
             images, failed = decode_images(readers, self.preprocess, self.workers)
             parts.append(images)
             failures |= {start + place: why for place, why in failed.items()}

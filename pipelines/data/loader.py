@@ -43,8 +43,8 @@ class TrainingLoader:
         """The batches of some steps, one after the other in one tensor, and the unreadable rows among them."""
         where = (self.batch_size, self.rank, self.world)
         rows = torch.cat([batch_indices(self.seed, step, where[0], len(self.dataset), *where[1:]) for step in steps])
-        batch, unreadable = self.dataset.read_replacing(rows)
         places = torch.cat([torch.from_numpy(positions(step, *where)) for step in steps]).numpy()
+        batch, unreadable = self.dataset.read_replacing(rows, self.seed, places)
         found = {"image": augment(batch.image, self.dataset.augment, self.seed, places)}
         if batch.label is not None:
             found["label"] = batch.label
