@@ -16,7 +16,7 @@ from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
 from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
-from pipelines.training.validation import block_size, mean_figures, own_rows
+from pipelines.training.validation import block_size, mean_figures, own_rows, readable_images
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, CodeUsage, ObjectiveConfig, evaluate
 
 
@@ -24,7 +24,8 @@ class TokenizerTask:
     """An autoencoder, trained on the images of `data`. `card` is published with the weights.
 
     Raises:
-        UserError: the data cannot be opened, or the objective does not fit the model.
+        UserError: the data cannot be opened, no image that validation would read is readable, or the objective does not
+            fit the model.
     """
 
     monitor = "loss"
@@ -42,6 +43,8 @@ class TokenizerTask:
         pixels = model.channels * model.image_size**2
         check_sizes(training, lambda: Autoencoder(model), pixels * 5)  # as bytes and as float32
         self.images, self.held_out = open_images(data, "train"), open_images(data, "validation")
+        self.rows = min(len(self.held_out), training.validation_images)
+        self.shown = readable_images(self.held_out, self.rows, 16)
         try:
             phase = AutoencoderPhase(Autoencoder(model), objective)
         except ValueError as error:
@@ -57,11 +60,10 @@ class TokenizerTask:
         model = autoencoder(models)
         codes = model.num_codes
         usage = CodeUsage(codes, model.grid[2], collective.device) if codes is not None else None
-        rows = min(len(self.held_out), self.training.validation_images)
 
         def blocks() -> Iterator[dict[str, Tensor]]:
             size = block_size(self.training)
-            for batch in ordered_batches(self.held_out, own_rows(rows, size, collective), size):
+            for batch in ordered_batches(self.held_out, own_rows(self.rows, size, collective), size):
                 images = batch.image.to(collective.device)
                 streams = [posterior_stream(self.seed, row.key) for row in batch.metadata]
                 found = evaluate(model, images, self.objective, self.training.steps, streams)
@@ -83,11 +85,12 @@ class TokenizerTask:
         """Held-out images above their reconstructions; of a continuous model also samples of its latent prior."""
         model = autoencoder(models)
         device = next(model.parameters()).device
-        originals = self.held_out.read_batch(range(min(16, len(self.held_out)))).image
-        reconstructed = model.reconstruct(originals.to(device)).cpu()
-        halves = (slice(0, 8), slice(8, 16))
-        pairs = [image for half in halves for image in (*originals[half], *reconstructed[half])]
-        save_grid(folder / f"reconstructions-{step:08d}.png", pairs, columns=8)
+        columns = min(8, len(self.shown))
+        pairs = []
+        for originals in self.shown.split(columns):
+            if len(originals) == columns:  # an original stands above its reconstruction in full rows only
+                pairs += [*originals, *model.reconstruct(originals.to(device)).cpu()]
+        save_grid(folder / f"reconstructions-{step:08d}.png", pairs, columns)
         if model.num_codes is None:
             samples = model.sample(32, torch.Generator(device).manual_seed(self.seed)).cpu()
             save_grid(folder / f"samples-{step:08d}.png", samples, columns=8)
