@@ -5,9 +5,9 @@ resume, run the same command again.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -18,10 +18,10 @@ from pipelines.base.progress import Meter, progress
 from pipelines.base.signals import StopRequest, stop_requests
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
-from pipelines.training.metrics_log import MetricsLog, draw_curves
+from pipelines.training.metrics_log import MetricsLog, draw_curves, finite_or_none
 from pipelines.training.phase_trainer import PhaseTrainer
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.step_metrics import NonFiniteLoss, StepMetrics, is_loss
+from pipelines.training.step_metrics import NonFinite, StepMetrics, is_loss
 from pipelines.training.task import Models, TensorBatch, TrainingTask
 
 
@@ -51,16 +51,15 @@ class TrainingLoop:
         self.resume()
         self.log = MetricsLog(self.folder.path / "metrics.jsonl", self.step) if self.collective.is_first else None
         visible, name = self.collective.is_first, self.folder.path.name
-        with (
-            stop_requests(self.accelerator) as stop,
-            progress(self.config.steps, name, start=self.step, visible=visible) as meter,
-        ):
-            self.train_mode()
-            for batch in self.batches(stop):
-                self.update(batch)
-                self.after_step(meter)
-                meter.advance()
-        self.finish()
+        with stop_requests(self.accelerator) as stop:
+            with progress(self.config.steps, name, start=self.step, visible=visible) as meter:
+                self.train_mode()
+                for batch in self.batches(stop):
+                    self.update(batch)
+                    self.after_step(meter)
+                    meter.advance()
+            self.finish()
+            self.stop_when_complete(stop)
         return self.figures
 
     # Steps
@@ -108,9 +107,12 @@ class TrainingLoop:
         self.metrics.collect()
         failure = self.metrics.failure
         if failure is None and not all(trainer.is_finite() for trainer in self.trainers.values()):
-            failure = NonFiniteLoss(self.step, "a weight", {})
-        if failure is None:
-            return
+            failure = NonFinite(self.step, "a weight", {})
+        if failure is not None:
+            self.fail(failure)
+
+    def fail(self, failure: NonFinite) -> NoReturn:
+        """Ends the run on every process. What is noted in the folder lets other options continue it."""
         message = describe_failure(failure, self.folder, self.config)
         if self.collective.is_first:
             self.folder.record_failure(failure.step, message)
@@ -143,7 +145,7 @@ class TrainingLoop:
             self.figures = task.validate(models, self.collective)
             value = self.figures[task.monitor]
             if not math.isfinite(value):
-                raise UserError(f"{path}: {task.monitor} of the validation at step {self.step} is {value}")
+                self.fail(NonFinite(self.step, f"{task.monitor} of the validation", self.figures))
             self.record("validation", self.figures)
             if self.collective.is_first:
                 task.save_figures(models, path / "figures", self.step)
@@ -186,9 +188,17 @@ class TrainingLoop:
                 self.figures = task.validate(models, self.collective)
             if self.collective.is_first:
                 task.publish(models, path / "last")
-                best = {task.monitor: self.best}
-                self.folder.finish({"steps": self.config.steps, "best": best, "validation": self.figures})
+                best = finite_or_none({task.monitor: self.best})
+                validation = finite_or_none(self.figures)
+                self.folder.finish({"steps": self.config.steps, "best": best, "validation": validation})
         wait_for_all(self.accelerator)  # what comes next reads these files
+
+    def stop_when_complete(self, stop: StopRequest) -> None:
+        """A signal during the last step or afterwards ends the command too: it may have more to do than this run."""
+        numbers = [number for number in self.collective.gather(stop.signal_number) if number is not None]
+        if numbers:
+            stop.signal_number = numbers[0]
+            raise stop.interrupted(f"{self.folder.path}: the run is complete")
 
     def state_dict(self) -> dict[str, Any]:
         phases = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
@@ -219,10 +229,10 @@ def cut_batch(batch: TensorBatch, count: int, device: torch.device) -> list[Tens
     return [{name: values[index] for name, values in pieces.items()} for index in range(count)]
 
 
-def describe_failure(failure: NonFiniteLoss, folder: RunFolder, config: TrainingConfig) -> str:
+def describe_failure(failure: NonFinite, folder: RunFolder, config: TrainingConfig) -> str:
     """What stopped being finite, and what to do about it in the same folder."""
-    terms: Iterable[str] = (f"{name} {value:.4g}" for name, value in failure.metrics.items() if name != failure.name)
-    details = f" ({', '.join(terms)})" if failure.metrics else ""
+    terms = [f"{name} {value:.4g}" for name, value in failure.metrics.items() if name != failure.name]
+    details = f" ({', '.join(terms)})" if terms else ""
     start = folder.newest_step()
     where = f"continues from the state of step {start}" if start else "starts over"
     lower = "a lower training.optimizer.learning_rate or training.optimizer.max_grad_norm"

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.base.atomic_files import replacing, write_text
 from pipelines.base.errors import UserError
@@ -26,27 +28,56 @@ def check_trackers(trackers: tuple[Tracker, ...]) -> None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one object per line with `step` and `split`; a resumed run drops the lines after its state."""
+    """`metrics.jsonl`: one object per line with `step` and `split`; a resumed run drops the lines after its state.
+
+    A figure that is NaN or infinite is null: JSON has no word for it.
+    """
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(_line(line) for line in kept))
 
-    def write(self, step: int, split: str, figures: dict[str, float]) -> None:
+    def write(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+            file.write(_line({"step": step, "split": split, **figures}))
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; a last line torn by a crash is left out."""
+def finite_or_none(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with None in place of NaN and infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
+
+
+def _line(content: Mapping[str, Any]) -> str:
+    return json.dumps(finite_or_none(content), allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file: {"step": int, "split": str, name: number or None}.
+
+    What is not such a line is left out, such as the last one when a crash has torn it. So is any other value in a line.
+    """
     lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and _is_count(found.get("step")) and isinstance(found.get("split"), str):
+            known = {name: value for name, value in found.items() if name == "split" or _is_figure(value)}
+            lines.append(finite_or_none(known))
     return lines
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or isinstance(value, float) or _is_count(value)
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -56,7 +87,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for line in read_metrics(metrics):
         for name, value in line.items():
-            if name not in ("step", "split") and isinstance(value, int | float):
+            if name not in ("step", "split") and value is not None:
                 curves[name][line["split"]].append((line["step"], value))
     if not curves:
         return

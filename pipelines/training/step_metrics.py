@@ -12,8 +12,11 @@ MOST_STEPS = 200  # that are kept unread
 
 
 @dataclass(frozen=True)
-class NonFiniteLoss:
-    """The first step whose loss is NaN or infinite, and all metrics of that step; `name` is the loss's."""
+class NonFinite:
+    """The first step at which `name` (a loss, a weight, a figure of the validation) is NaN or infinite.
+
+    `metrics` are all of that step.
+    """
 
     step: int
     name: str
@@ -28,7 +31,7 @@ class StepMetrics:
 
     def __init__(self, collective: Collective):
         self.collective = collective
-        self.failure: NonFiniteLoss | None = None
+        self.failure: NonFinite | None = None
         self._unread: list[tuple[int, dict[str, Tensor]]] = []
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -48,8 +51,10 @@ class StepMetrics:
             found = {name: next(values) for name in metrics}
             broken = [name for name, value in found.items() if is_loss(name) and not math.isfinite(value)]
             if broken and self.failure is None:
-                self.failure = NonFiniteLoss(step, broken[0], found)
+                self.failure = NonFinite(step, broken[0], found)
             for name, value in found.items():
+                if not math.isfinite(value) and is_gradient_norm(name):
+                    continue  # fp16: the gradient scaler has skipped this step
                 self._sums[name] = self._sums.get(name, 0.0) + value
                 self._counts[name] = self._counts.get(name, 0) + 1
         self._unread.clear()
@@ -67,6 +72,11 @@ class StepMetrics:
 
     def load_state_dict(self, state: dict) -> None:
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+def is_gradient_norm(name: str) -> bool:
+    """Whether a metric is the norm before clipping, of one phase or of one among several."""
+    return name.rsplit("/", 1)[-1] == "gradient_norm"
 
 
 def is_loss(name: str) -> bool:

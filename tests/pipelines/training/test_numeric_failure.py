@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
+from pipelines.base import distributed
 from pipelines.base.errors import UserError
-from tests.pipelines.training.toy import QUICK, Recipe, Regression, ToyTask, run
+from pipelines.training.collective import Collective
+from pipelines.training.step_metrics import StepMetrics
+from tests.pipelines.training.toy import QUICK, Recipe, Regression, ToyTask, lines, run
 
 
 @pytest.fixture(autouse=True)
@@ -97,12 +100,29 @@ def test_a_failure_that_was_overcome_frees_no_key(tmp_path):
         run(tmp_path, ToyTask(QUICK))
 
 
-def test_a_validation_that_is_not_finite_publishes_nothing(tmp_path):
+def test_after_a_validation_that_is_not_finite_the_advice_can_be_followed(tmp_path):
     task = ToyTask()
-    task.validate = lambda models, collective: {"error": float("nan")}
-    with pytest.raises(UserError, match="error of the validation at step 5 is nan"):
+    task.validate = lambda models, collective: {"error": float("nan"), "other": 2.0}
+    with pytest.raises(UserError, match=r"error of the validation is not a finite number at step 5 .*state of step 4"):
         run(tmp_path, task)
     assert not (tmp_path / "best").exists()
+    tame = QUICK.model_copy(update={"optimizer": QUICK.optimizer.model_copy(update={"learning_rate": 1e-3})})
+    assert run(tmp_path, ToyTask(tame)).finished
+
+
+def test_an_infinite_figure_that_nobody_monitors_is_null_in_the_files(tmp_path):
+    task = ToyTask()
+    task.validate = lambda models, collective: {"error": 1.0, "ratio": float("inf")}
+    folder = run(tmp_path, task)
+    assert [line["ratio"] for line in lines(folder, "validation")] == [None] * 4
+    assert json.loads((tmp_path / "done.json").read_text())["validation"] == {"error": 1.0, "ratio": None}
+
+
+def test_a_step_that_the_gradient_scaler_skips_is_not_in_the_mean_of_gradient_norms():
+    metrics = StepMetrics(Collective(distributed.start()))
+    for step, norm in enumerate((1.0, float("inf"), float("nan"), 3.0)):
+        metrics.add(step, {"gradient_norm": torch.tensor(norm), "loss": torch.tensor(step / 1)})
+    assert metrics.means() == {"gradient_norm": 2.0, "loss": 1.5}
 
 
 def test_another_option_is_refused_even_after_a_failure(tmp_path):

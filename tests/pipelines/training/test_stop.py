@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.base.signals import Interrupted
-from tests.pipelines.training.toy import ToyTask, run
+from tests.pipelines.training.toy import QUICK, ToyTask, run
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
@@ -84,3 +84,14 @@ def test_a_signal_before_the_first_step_claims_no_state(tmp_path):
     with pytest.raises(Interrupted, match="there is no state yet"):
         run(tmp_path, ToyTask(broken=stopped))
     assert not list(tmp_path.glob("state/*"))
+
+
+@pytest.mark.parametrize("moment", ["save_figures", "publish"])
+def test_a_signal_in_the_last_validation_or_afterwards_ends_the_command_too(tmp_path, monkeypatch, moment):
+    """Training is complete, but a chain of commands must not go on with its next one."""
+    task = ToyTask(QUICK.model_copy(update={"validate_every": 20}))
+    monkeypatch.setattr(task, moment, lambda *arguments: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match="the run is complete") as interrupted:
+        run(tmp_path, task)
+    assert interrupted.value.exit_code == 130
+    assert (tmp_path / "done.json").is_file()
