@@ -17,6 +17,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.progress import progress
 from pipelines.base.random_streams import Key, permutation_at
 from pipelines.data.augment import Augment
+from pipelines.data.content_digest import ROWS_AT_ONCE, ContentDigest
 from pipelines.data.decoding import decode_images
 from pipelines.data.image_files import DECODE_ERRORS, reason
 from pipelines.data.pixel_cache import PixelCache, pixel_cache
@@ -133,6 +134,17 @@ class ImageDataset:
 
     def key(self, index: int) -> str:
         return self._source.metadata(self._source_rows([index]).tolist())[0].key
+
+    def content_digest(self) -> str:
+        """sha256 over all rows as they are stored, wherever that is: see `ContentDigest`."""
+        digest = ContentDigest(len(self))
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            rows = self._source_rows(range(start, min(start + ROWS_AT_ONCE, len(self))))
+            contents = self._source.contents(rows.tolist())
+            if contents is None:
+                break
+            digest.update(contents)
+        return digest.hexdigest()
 
     def read(self, index: int) -> Example | Unreadable:
         """One row, by itself: the reference for `read_batch`.

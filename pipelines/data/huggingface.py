@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.data.image_files import open_image
-from pipelines.data.source import PixelArray, Reader, RowMetadata, Split
+from pipelines.data.source import PixelArray, Reader, RowContent, RowMetadata, Split
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -235,6 +235,12 @@ class HuggingFace:
         values = self._columns(rows, [self.label_column])[self.label_column]
         return torch.tensor([self.numbers.get(value, -1) for value in values], dtype=torch.int64)
 
+    def contents(self, rows: Sequence[int]) -> list[RowContent]:
+        stored = self._columns(rows, [self.config.image])[self.config.image]
+        pictures = [None if value is None else value["bytes"] or value["path"] for value in stored]
+        known = zip(self.metadata(rows), pictures, strict=True)
+        return [RowContent([row.key, row.label, row.text], picture) for row, picture in known]
+
     def readers(self, rows: Sequence[int]) -> list[Reader]:
         stored = self._columns(rows, [self.config.image])[self.config.image]
         return [partial(_open, value, self.max_pixels) for value in stored]
@@ -282,11 +288,11 @@ def relative_key(path: str, roots: Sequence[str]) -> str | None:
     if "://" in path:  # inside an archive, or on the hub
         parts = urlsplit(path.split("::")[0])
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}".strip("/") or None
-    whole = Path(os.path.abspath(path))
+    whole = os.path.abspath(path)
     for root in roots:
-        if whole.is_relative_to(root):
-            return whole.relative_to(root).as_posix()
-    _, extracted, inside = whole.as_posix().rpartition("/downloads/extracted/")
+        if whole.startswith(folder := root.rstrip(os.sep) + os.sep):
+            return whole[len(folder) :].replace(os.sep, "/")
+    _, extracted, inside = whole.replace(os.sep, "/").rpartition("/downloads/extracted/")
     return inside if extracted else None
 
 

@@ -244,6 +244,9 @@ class Shapes:
         scenes = self.scenes(rows)
         return torch.from_numpy(scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0])
 
+    def contents(self, rows: Sequence[int]) -> None:
+        return None
+
     def readers(self, rows: Sequence[int]) -> list[Reader]:
         return [lambda row=row: self._image(row) for row in rows]
 

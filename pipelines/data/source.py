@@ -26,6 +26,16 @@ class RowMetadata:
     factors: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class RowContent:
+    """What tells a row from another one without decoding it: its `columns` (plain JSON), and its encoded `picture`, as
+    bytes or as the path of a file (None: neither can be had).
+    """
+
+    columns: list[Any]
+    picture: bytes | str | None
+
+
 class PixelArray(Protocol):
     """Finished uint8 pixels of one `shape` (c, h, w), many rows at once: held in memory, or drawn on demand.
 
@@ -60,6 +70,10 @@ class ImageSource(Protocol):
 
     def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
         """The classes of these rows, -1 for a row without one; None where the source has no classes."""
+        ...
+
+    def contents(self, rows: Sequence[int]) -> list[RowContent] | None:
+        """What tells these rows from others; nothing is decoded. None where the options of the source say it all."""
         ...
 
     def readers(self, rows: Sequence[int]) -> list[Reader]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.data.image_files import DECODE_ERRORS, check_size, open_image
-from pipelines.data.source import PixelArray, Reader, RowMetadata, Split
+from pipelines.data.source import PixelArray, Reader, RowContent, RowMetadata, Split
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "trainval", "train-standard"),
@@ -186,6 +186,15 @@ class Torchvision:
             found = self.targets[torch.as_tensor(rows, dtype=torch.int64)]
         return torch.where((found >= 0) & (found < len(self.classes)), found, -1)
 
+    def contents(self, rows: Sequence[int]) -> list[RowContent]:
+        targets = [None] * len(rows) if self.targets is None else self.targets[torch.as_tensor(rows)].tolist()
+        if self.array is None:
+            pictures = [None if (path := self._path(row)) is None else str(path) for row in rows]
+        else:
+            pictures = [pixels.tobytes() for pixels in self.array.pixels(torch.as_tensor(rows)).numpy()]
+        known = zip(rows, targets, pictures, strict=True)
+        return [RowContent([self._key(row), target], picture) for row, target, picture in known]
+
     def readers(self, rows: Sequence[int]) -> list[Reader]:
         return [lambda row=row: self._image(row) for row in rows]
 
@@ -213,13 +222,18 @@ class Torchvision:
             return -1  # decoding says what is wrong
 
     def _key(self, row: int) -> str:
+        path = self._path(row)
+        return f"{self.name}-{self.split}-{row:06d}" if path is None else path.relative_to(self.root).as_posix()
+
+    def _path(self, row: int) -> Path | None:
+        """The file of a picture, where the data set lists files below its root."""
         for name in ("samples", "_samples", "_image_files", "_images", "images", "filename"):
             listed = getattr(self.data, name, None)
             if isinstance(listed, Sequence) and len(listed) == len(self.data):
                 path = listed[row][0] if isinstance(listed[row], (tuple, list)) else listed[row]
                 if isinstance(path, (str, Path)) and (whole := Path(os.path.abspath(path))).is_relative_to(self.root):
-                    return whole.relative_to(self.root).as_posix()
-        return f"{self.name}-{self.split}-{row:06d}"
+                    return whole
+        return None
 
     def _check_gives_images(self) -> None:
         try:

@@ -58,7 +58,7 @@ class Source(BaseModel):
 
     `data`: the data block of the recipe, which `inspect --verify` opens again. `provenance`: what the source reports of
     each split. Both may name folders, which may move; the hash of the spec leaves them out. `rows`: the number of
-    images of each split. `digests`: a sha256 for each split over how its rows are chosen and a sample of its images.
+    images of each split. `digests`: a sha256 for each split over how its rows are chosen and what they hold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

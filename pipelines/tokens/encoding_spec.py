@@ -144,8 +144,9 @@ def compute_batch(image_size: int, device: torch.device) -> int:
 def source_digest(data: DataConfig, images: ImageDataset) -> str:
     """sha256 that tells one set of images from another, wherever it is stored.
 
-    It covers the options that choose rows and columns (defaults left out), the number of rows, and key, label, caption
-    and prepared pixels of up to 16 evenly spread rows.
+    It covers the options that choose rows and columns (defaults left out), all rows as they are stored (keys, labels,
+    texts, the size and in part the bytes of each picture: `ContentDigest`), and prepared pixels of up to 16 evenly
+    spread rows.
     """
     options = {
         "kind": data.source.kind,
@@ -154,6 +155,7 @@ def source_digest(data: DataConfig, images: ImageDataset) -> str:
             mode="json", exclude_defaults=True, include={"max_pixels", "validation_fraction", "test_fraction"}
         ),
         "rows": len(images),
+        "content": images.content_digest(),
     }
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     rows = np.unique(np.linspace(0, len(images) - 1, min(SAMPLED_ROWS, len(images))).round().astype(int))

@@ -179,6 +179,9 @@ class WithHoles:
     def key(self, row):
         return self.images.key(row)
 
+    def content_digest(self):
+        return self.images.content_digest()
+
     def read_batch(self, rows, keep=True):
         batch = self.images.read_batch([row for row in rows if row not in self.holes])
         unreadable = [

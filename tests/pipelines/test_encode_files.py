@@ -85,6 +85,40 @@ def test_other_images_under_the_same_path_are_another_source(source, tiny_tokeni
         encode_parquet(tiny_tokenizer, source, tmp_path)
 
 
+def test_one_other_image_or_text_is_another_source(source, tiny_tokenizer, tmp_path):
+    """The second row is none of the 16 evenly spread ones whose pixels are compared."""
+    texts = [None, *(f"picture {i}" for i in range(1, 30))]
+    encode_parquet(tiny_tokenizer, source, tmp_path)
+    row = int(TokenDataset.open(tmp_path / "tokens").split("train").keys[1].rpartition("-")[2])
+    for seeds, changed in (
+        ([*range(row), 100, *range(row + 1, 30)], texts),
+        (range(30), [*texts[:row], "another", *texts[row + 1 :]]),
+    ):
+        write_parquet(source, seeds, changed)
+        with pytest.raises(UserError, match=r"another spec \(source\.digests\.train"):
+            encode_parquet(tiny_tokenizer, source, tmp_path)
+
+
+def test_one_other_file_is_another_source_and_a_moved_folder_is_not(tiny_tokenizer, tmp_path):
+    def encode_folder(folder):
+        arguments = {"cache_dir": str(tmp_path / "cache")}
+        source = {"kind": "huggingface", "path": str(folder), "arguments": arguments}
+        data = DataConfig.model_validate({"source": source, "preprocess": PREPROCESS})
+        return encode(tiny_tokenizer, data, tmp_path / "tokens", splits=("train",))
+
+    before, after = tmp_path / "png", tmp_path / "moved"
+    (before / "train").mkdir(parents=True)
+    for seed in range(60):
+        picture(seed).save(before / "train" / f"{seed:02d}.bmp")
+    encode_folder(before)
+    shutil.copytree(before, after)
+    assert encode_folder(after).already_complete
+    changed = TokenDataset.open(tmp_path / "tokens").split("train").keys[1]  # none of the 16 rows that are decoded
+    picture(100).save(after / changed)  # of the same size
+    with pytest.raises(UserError, match=r"another spec \(source\.digests\.train"):
+        encode_folder(after)
+
+
 def test_secrets_of_the_source_are_written_nowhere(source, tiny_tokenizer, tmp_path):
     encode_parquet(tiny_tokenizer, source, tmp_path, token="hf_do_not_tell")
     files = [path for path in (tmp_path / "tokens").rglob("*") if path.is_file()]

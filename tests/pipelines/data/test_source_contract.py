@@ -96,6 +96,14 @@ def test_opened_again_it_is_the_same(recipe):
     assert all(same(first.read(i), second.read(i)) for i in range(len(first)))
 
 
+def test_contents_are_plain_and_the_same_when_opened_again(recipe):
+    first, second = open_images(recipe, "train"), open_images(recipe, "train")
+    contents = first._source.contents(range(len(first._source)))
+    assert contents is None or len(contents) == len(first._source)
+    json.dumps([content.columns for content in contents or []])
+    assert first.content_digest() == second.content_digest()
+
+
 def test_pictures_are_the_same_in_every_thread(recipe):
     dataset, rows = readable(recipe)
     expected, wrong = {i: dataset.read(i) for i in rows}, []
