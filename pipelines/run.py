@@ -23,7 +23,7 @@ from pipelines.encode import encode
 from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.code_usage import code_usage
-from pipelines.evaluate.label_accuracy import checks_itself, label_accuracy
+from pipelines.evaluate.label_accuracy import label_accuracy
 from pipelines.evaluate.overview_figure import draw_overview
 from pipelines.evaluate.overview_rows import overview_rows
 from pipelines.evaluate.report import FIGURES, Report, is_complete, place_figure, print_report, write_report
@@ -33,6 +33,7 @@ from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_fold
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_pipeline_folder import IMAGE_PIPELINE, PARTS, read_generation_config
 from pipelines.recipes.pipeline import PipelineRecipe
+from pipelines.recipes.pipeline_checks import check_models_and_data, check_numbers, classifier_recipe
 from pipelines.reconstruct import RECONSTRUCTIONS, ReconstructionRequest, reconstruct
 from pipelines.sample import SAMPLES, SampleRequest, sample
 from pipelines.tokens.folder import TOKEN_DATASET
@@ -57,7 +58,6 @@ PIPELINE = OutputKind(
     parts=tuple(PARTS_OF_PIPELINE),
 )
 OVERVIEW_ROWS = 3
-SMALLEST_CLASSIFIED = 8  # pixels: the classifier halves an image three times
 
 # Each is written last by its stage, and changes when the stage is redone: by their digests a report knows its sources.
 SOURCES = (
@@ -149,37 +149,29 @@ class Chain:
             ("tokenizer", self.train_tokenizer),
             ("encode", self.encode),
             ("prior", self.train_prior),
-            *([("classifier", self.train_classifier)] if self.needs_classifier else []),
+            *([("classifier", self.train_classifier)] if self.classifier else []),
             ("image pipeline", self.save_image_pipeline),
             ("sample", self.sample),
             ("reconstruct", self.reconstruct),
         ]
 
     @property
-    def needs_classifier(self) -> bool:
-        return self.recipe.prior.condition == "label" and not checks_itself(self.recipe.tokenizer.data)
+    def classifier(self) -> ClassifierRecipe | None:
+        return classifier_recipe(self.recipe)
 
     def check(self, overwrite: bool) -> None:
-        """Refuse, before anything is trained, data that a later stage could not use.
+        """Refuse, before anything is trained or deleted, numbers and data that a later stage could not use.
 
         Raises:
-            UserError: the prior is to be conditioned on labels that the data does not have, or its images are too
-                small for the classifier that checks them.
+            UserError: names the key and what was found.
         """
         if overwrite:
             self.check_parts()
-        data = self.recipe.tokenizer.data
-        if self.recipe.prior.condition != "label" or (self.root / "tokenizer" / "done.json").is_file():
-            return
-        with first_process(self.accelerator):
-            classes = open_images(data, "train").classes
-        if not classes:
-            raise UserError("prior.condition: found 'label', but the data has no labels; expected 'none'")
-        if self.needs_classifier and (len(classes) < 2 or data.preprocess.size < SMALLEST_CLASSIFIED):
-            raise UserError(
-                f"prior.condition: found 'label' on {len(classes)} class(es) of {data.preprocess.size} pixels; the "
-                f"classifier that checks samples needs 2 classes and {SMALLEST_CLASSIFIED} pixels; expected 'none'"
-            )
+        check_numbers(self.recipe, self.accelerator.num_processes)
+        trained = all((self.root / stage / "done.json").is_file() for stage in ("tokenizer", "prior"))
+        if overwrite or not trained:
+            with first_process(self.accelerator):  # downloads once
+                check_models_and_data(self.recipe)
 
     def parts(self) -> list[OutputFolder]:
         folders = [OutputFolder(self.root / name, kind) for name, kind in PARTS_OF_PIPELINE.items()]
@@ -210,11 +202,8 @@ class Chain:
         train_recipe(self.recipe.prior)
 
     def train_classifier(self) -> None:
-        chosen, data = self.recipe.evaluate.classifier, self.recipe.tokenizer.data
-        plain = data.model_copy(update={"augment": type(data.augment)()})
-        recipe = ClassifierRecipe(
-            output=self.root / "classifier", seed=chosen.seed, data=plain, width=chosen.width, training=chosen.training
-        )
+        recipe = self.classifier
+        assert recipe is not None
         replaced = _holds_another_run(recipe)
         self.accelerator.wait_for_everyone()  # nobody looks at the folder any more
         train_classifier(recipe, replaced)
@@ -279,7 +268,7 @@ class Chain:
         found = label_accuracy(
             samples,
             self.recipe.tokenizer.data,
-            classifier=self.root / "classifier" if self.needs_classifier else None,
+            classifier=self.root / "classifier" if self.classifier else None,
             split=chosen.split,
             max_images=chosen.max_images,
             accelerator=self.accelerator,

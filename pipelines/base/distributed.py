@@ -25,8 +25,7 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
         UserError: a launcher started several processes that would each believe to be alone, or fp16 without a GPU.
     """
     expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'fp32' or 'bf16' on a CPU")
+    check_precision(precision)
     mixed = "no" if precision == "fp32" else precision
     if is_initialized() and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # a chain of recipes may ask for one precision after another
@@ -43,6 +42,12 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
         )
     watch_other_processes(accelerator)
     return accelerator
+
+
+def check_precision(precision: Precision) -> None:
+    """Raises UserError for fp16 without a GPU."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("training.precision: found 'fp16', which needs a GPU; expected 'fp32' or 'bf16' on a CPU")
 
 
 def share_of(rows: range, processes: Processes | None) -> range:

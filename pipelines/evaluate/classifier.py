@@ -12,22 +12,23 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.base.atomic_files import replacing, sha256_of, write_json
-from pipelines.base.documents import read_json_mapping
+from pipelines.base.atomic_files import write_json
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
-from pipelines.base.recipe_files import validate
 from pipelines.data import Preprocess, open_images, ordered_batches, training_loader
-from pipelines.evaluate.classifier_recipe import ClassifierRecipe
-from pipelines.models.checkpoint import resolve_folder
+from pipelines.evaluate.classifier_recipe import ClassifierRecipe, Width
+from pipelines.models.checkpoint import read_config, resolve_folder
+from pipelines.models.weights import load_model, write_weights
 from pipelines.training.collective import Collective
 from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows
+
+SMALLEST_IMAGE = 8  # pixels: the classifier halves an image three times
 
 
 class ClassifierConfig(BaseModel):
@@ -36,7 +37,7 @@ class ClassifierConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     channels: Literal[1, 3]
     num_classes: int = Field(ge=2)
-    width: int = Field(default=16, ge=1)
+    width: Width = 16
 
 
 class ClassifierFolder(BaseModel):
@@ -130,6 +131,8 @@ class ClassifierTask:
         config = ClassifierConfig(
             channels=recipe.data.preprocess.channels, num_classes=len(self.classes), width=recipe.width
         )
+        pixels = config.channels * recipe.data.preprocess.size**2
+        check_sizes(recipe.training, lambda: Classifier(config), 5 * pixels)  # as bytes and as float32
         self.phases = {"classifier": OptimizedPhase(ClassifierPhase(Classifier(config)), recipe.training.optimizer)}
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
@@ -190,22 +193,17 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> L
     """The classifier of a run or model folder.
 
     Raises:
-        UserError: missing folder, unknown key, wrong hash.
+        UserError: missing folder, another format, unknown key, weights of other shapes, wrong hash.
     """
     folder = resolve_folder(folder)
-    config = validate(ClassifierFolder, read_json_mapping(folder / "config.json"), folder / "config.json")
-    weights = folder / "model.safetensors"
-    if not weights.is_file() or sha256_of(weights) != config.weights_sha256:
-        raise UserError(f"{weights}: missing, or not the weights that config.json names: train the classifier again")
-    model = Classifier(config.model)
-    model.load_state_dict(load_file(weights), strict=True)
+    config = read_config(folder, ClassifierFolder)
+    model = load_model(folder, config.model, lambda: Classifier(config.model), config.weights_sha256)
     return LoadedClassifier(model.to(device).eval(), config.classes, config.preprocess, folder)
 
 
 def save_classifier(folder: Path, model: Classifier, recipe: ClassifierRecipe, classes: tuple[str, ...]) -> None:
-    weights = folder / "model.safetensors"
-    with replacing(weights) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    """Write a classifier's folder, `config.json` last."""
+    weights = write_weights(folder, model)
     identity = json.dumps(recipe.model_dump(mode="json", exclude={"output"}), sort_keys=True)
     config = ClassifierFolder(
         model=model.config,
@@ -213,6 +211,6 @@ def save_classifier(folder: Path, model: Classifier, recipe: ClassifierRecipe, c
         classes=classes,
         seed=recipe.seed,
         recipe_sha256=hashlib.sha256(identity.encode()).hexdigest(),
-        weights_sha256=sha256_of(weights),
+        weights_sha256=weights,
     )
     write_json(folder / "config.json", config.model_dump(mode="json"))

@@ -1,13 +1,14 @@
 """What a classifier is trained from. Apart from the classifier, so that a recipe is checked without its imports."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.data import DataConfig
 from pipelines.training.config import TrainingConfig
 
+Width = Annotated[int, Field(ge=1, le=4096)]
 TRAINING = TrainingConfig.model_validate(
     {
         "steps": 1500,
@@ -27,5 +28,5 @@ class ClassifierRecipe(BaseModel):
     output: Path
     seed: int = Field(default=0, ge=0)
     data: DataConfig
-    width: int = Field(default=16, ge=1, le=4096)
+    width: Width = 16
     training: TrainingConfig = TRAINING

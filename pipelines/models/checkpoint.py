@@ -129,7 +129,7 @@ def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> Lo
         UserError: missing or torn folder, unknown key, missing or extra weight, wrong hash or fingerprint.
     """
     folder = resolve_folder(folder)
-    config = _read_config(folder, TokenizerFolder)
+    config = read_config(folder, TokenizerFolder)
     model = load_model(folder, config.model, lambda: Autoencoder(config.model), config.weights_sha256)
     found = fingerprint(model, config.preprocess)
     if found != config.fingerprint:
@@ -142,7 +142,7 @@ def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> Lo
 
 def tokenizer_config(folder: str | Path) -> TokenizerFolder:
     """What `config.json` of a tokenizer's run or model folder says, without its weights."""
-    return _read_config(resolve_folder(folder), TokenizerFolder)
+    return read_config(resolve_folder(folder), TokenizerFolder)
 
 
 def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> LoadedPrior:
@@ -152,7 +152,7 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
         UserError: as `load_tokenizer`.
     """
     folder = resolve_folder(folder)
-    config = _read_config(folder, PriorFolder)
+    config = read_config(folder, PriorFolder)
     model = load_model(folder, config.model, lambda: TokenPrior(config.model), config.weights_sha256)
     return LoadedPrior(model.to(device).eval(), config.token_spec, config.classes, folder)
 
@@ -177,7 +177,12 @@ def _write_description(folder: str | Path, config: BaseModel, card: str) -> None
     write_json(Path(folder) / "config.json", config.model_dump(mode="json"))
 
 
-def _read_config(folder: Path, model: type[Model]) -> Model:
+def read_config(folder: Path, model: type[Model]) -> Model:
+    """`config.json` of a model folder.
+
+    Raises:
+        UserError: missing or damaged, of another format, or with an unknown or wrong key.
+    """
     path = folder / "config.json"
     content = read_json_mapping(path)
     expected = model.model_fields["format"].default

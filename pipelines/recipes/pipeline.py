@@ -9,7 +9,7 @@ from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.data import SPLITS, Split
-from pipelines.evaluate.classifier_recipe import TRAINING
+from pipelines.evaluate.classifier_recipe import TRAINING, Width
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
 from pipelines.training.config import TrainingConfig
 from prior import SamplingOptions
@@ -39,7 +39,7 @@ class ClassifierOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     seed: int = Field(default=0, ge=0)
-    width: int = Field(default=16, ge=1)
+    width: Width = 16
     training: TrainingConfig = TRAINING
 
 
@@ -71,7 +71,7 @@ class PipelineRecipe(BaseModel):
     @classmethod
     def _follow_output(cls, content: Any) -> Any:
         match content:
-            case {"output": output, "tokenizer": dict(tokenizer), "prior": dict(prior)}:
+            case {"output": str() | Path() as output, "tokenizer": dict(tokenizer), "prior": dict(prior)}:
                 root = Path(output)
                 tokenizer = {**tokenizer, "output": root / "tokenizer"}
                 prior = {**prior, "output": root / "prior", "tokens": root / "tokens"}

@@ -1,5 +1,6 @@
 """Stage two as a task of the training loop."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +69,9 @@ class PriorTask:
         self.rows = min(len(self.held_out), training.validation_images)
         self.classes = classes_of(dataset) if conditioning.condition == "label" else None
         num_classes = len(self.classes) if self.classes else None
-        vocabulary = Vocabulary.of_labels_and_codes(self.spec.num_codes, self.spec.grid, num_classes)
-        config = PriorConfig(vocabulary=vocabulary, transformer=transformer, condition_dropout=conditioning.dropout)
-        logits = self.spec.tokens_per_image * self.spec.num_codes
-        check_sizes(training, lambda: TokenPrior(config), 4 * logits)
+        config = build_config(
+            self.spec.num_codes, self.spec.grid, num_classes, conditioning.dropout, transformer, training
+        )
         self.phases = {"prior": OptimizedPhase(PriorPhase(TokenPrior(config)), training.optimizer)}
         self._baselines: dict[str, float] | None = None
 
@@ -116,6 +116,25 @@ class PriorTask:
         images = self.tokenizer.model.decode_codes(samples.codes.cpu())
         captions = [self.classes[int(label)] for label in labels] if self.classes and labels is not None else None
         save_grid(folder / f"samples-{step:08d}.png", images, columns=8, captions=captions)
+
+
+def build_config(
+    num_codes: int,
+    grid: tuple[int, int, int],
+    num_classes: int | None,
+    condition_dropout: float,
+    transformer: TransformerConfig,
+    training: TrainingConfig,
+) -> PriorConfig:
+    """The configuration of a prior over codes on a grid.
+
+    Raises:
+        UserError: training it takes more memory than there is.
+    """
+    vocabulary = Vocabulary.of_labels_and_codes(num_codes, grid, num_classes)
+    config = PriorConfig(vocabulary=vocabulary, transformer=transformer, condition_dropout=condition_dropout)
+    check_sizes(training, lambda: TokenPrior(config), 4 * math.prod(grid) * num_codes)
+    return config
 
 
 def token_prior(models: Models) -> TokenPrior:

@@ -202,11 +202,11 @@ def test_a_damaged_note_of_the_pipeline_is_written_again(recipe_file, copied, fi
     assert isinstance(json.loads((copied / name).read_text()), dict)
 
 
-@pytest.mark.parametrize("stage", ["train_recipe", "encode"])
-def test_starting_over_that_was_interrupted_is_continued_without_overwrite(recipe_file, copied, monkeypatch, stage):
+@pytest.mark.slow
+def test_starting_over_that_was_interrupted_is_continued_without_overwrite(recipe_file, copied, monkeypatch):
     recipe = load_pipeline(recipe_file, [f"output={copied}", "tokenizer.seed=5"])
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipelines.run.{stage}", interrupt)
+        patched.setattr("pipelines.run.encode", interrupt)
         with pytest.raises(Interrupted):
             run(recipe, overwrite=True)
     left = {path.relative_to(copied).as_posix() for path in stamps(copied)}
@@ -251,6 +251,41 @@ def test_a_prior_on_labels_that_the_data_lacks_is_refused_before_training(recipe
     with pytest.raises(UserError, match="the data has no labels"):
         run(load_pipeline(recipe_file, [f"output={tmp_path / 'out'}"]))
     assert not (tmp_path / "out").exists()
+
+
+GREY = "tokenizer.data.preprocess.mode=L"  # whose labels a classifier checks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["prior.training.precision=fp16"], r"prior\.training\.precision: found 'fp16'"),
+        (["prior.training.gradient_accumulation_steps=3"], r"prior\.training\.batch_size: found 16"),
+        (["prior.transformer.dim=1000000"], r"prior\.model: training it would take"),
+        (
+            ["tokenizer.model.bottleneck={kind: gaussian, dim: 4}", "tokenizer.objective.weights={nll: 1, kl: 1}"],
+            "codes",
+        ),
+        (["tokenizer.objective.weights={nll: 1, entropy: 1}"], r"objective\.weights"),
+        (
+            [GREY, "evaluate.classifier.training={steps: 1, precision: fp16}"],
+            r"evaluate\.classifier\.training\.precision",
+        ),
+        (
+            [GREY, "evaluate.classifier.training={steps: 1, batch_size: 1000000000}"],
+            r"evaluate\.classifier\.training\.batch_size",
+        ),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_later_stage_cannot_use_is_refused_before_anything_is_trained_or_deleted(
+    recipe_file, copied, overrides, words, overwrite
+):
+    output = copied if overwrite else copied.parent / "new"
+    before = stamps(copied.parent)
+    with pytest.raises(UserError, match=words):
+        run(load_pipeline(recipe_file, [f"output={output}", *overrides]), overwrite)
+    assert stamps(copied.parent) == before and output.exists() == overwrite
 
 
 @pytest.mark.slow
@@ -302,6 +337,10 @@ def test_overrides_reach_into_the_stages(recipe_file):
         ("sample.m=3", r"pipeline\.yaml: sample\.m: unknown key"),
         ("prior.training.steps=many", r"prior\.training\.steps: found 'many'"),
         ("encode.splits=[train]", r"encode\.splits leaves out test, validation"),
+        ("evaluate.classifier.width=5000", r"evaluate\.classifier\.width: found 5000"),
+        ("output=5", r"output: found 5"),
+        ("output=[a]", r"output: found \['a'\]"),
+        ("output=true", r"output: found True"),
         ("sample.options.top_p=2", r"sample\.options\.top_p: found 2"),
     ],
 )

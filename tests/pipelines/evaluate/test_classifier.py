@@ -1,6 +1,7 @@
 """The classifier: it learns, it is reproducible, and a damaged folder is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -71,7 +72,24 @@ def test_foreign_weights_are_refused(folder, tmp_path):
         (tmp_path / name).write_bytes((folder / "best" / name).read_bytes())
     with (tmp_path / "model.safetensors").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(UserError, match=r"not the weights that config\.json names"):
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "smalti-classifier/2"}, "found format 'smalti-classifier/2', expected 'smalti-classifier/1'"),
+        ({"weights_sha256": "0" * 64}, "corrupted, or from another model"),
+        ({"model": {"channels": 3, "num_classes": 10**9, "width": 8}}, r"model\.num_classes: found 1000000000"),
+        ({"model": {"channels": 3, "num_classes": 3, "width": 8}}, r"does not fit config\.json"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_allocated(folder, tmp_path, change, words):
+    shutil.copy(folder / "best" / "model.safetensors", tmp_path)
+    config = json.loads((folder / "best" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=words):
         load_classifier(tmp_path)
 
 
