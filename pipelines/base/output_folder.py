@@ -91,6 +91,10 @@ class OutputFolder:
                     self._delete_owned(leftovers_only=not overwrite)
             yield
 
+    def clear(self) -> None:
+        """Delete our own files. Only for who holds the folder."""
+        self._delete_owned(leftovers_only=False)
+
     def _refuse_foreign(self, overwrite: bool) -> None:
         try:
             names = os.listdir(self.path)

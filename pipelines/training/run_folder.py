@@ -24,6 +24,7 @@ RUN = OutputKind(
     command="smalti train",
     owned=(
         "done.json",
+        "health.png",  # of `smalti inspect`
         "state/step-*.pt",
         "inputs.json",
         "metrics.jsonl",
@@ -94,23 +95,35 @@ class RunFolder:
     def _refuse_another_run(self, recipe: BaseModel, inputs: Mapping[str, str]) -> None:
         if not (self.finished or self.states()):
             return
-        ignored = KEYS_IGNORED_ON_RESUME + (KEYS_FREE_AFTER_FAILURE if self.failure else ())
-        problems = [
-            f"{key}: the run has {old!r}, this recipe has {new!r}"
-            for key, (old, new) in self._differing(recipe).items()
-            if not key.startswith(ignored)
-        ]
-        stored = read_json_if_valid(self.path / "inputs.json") or {}
-        problems += [
-            f"{name}: the run was trained from {stored[name][:12]}…, found {digest[:12]}…"
-            for name, digest in inputs.items()
-            if name in stored and stored[name] != digest
-        ]
+        problems = self._problems(recipe, inputs, KEYS_FREE_AFTER_FAILURE if self.failure else ())
         if problems:
             raise UserError(
                 f"{self.path}: holds a run of another recipe. {'; '.join(problems[:5])}. "
                 "Choose another `output`, or start over with --overwrite"
             )
+
+    def _clear_abandoned_run(self, recipe: BaseModel, inputs: Mapping[str, str]) -> None:
+        """Without a state a run is not continued. What another recipe has left must not pass for this one's."""
+        if self.finished or self.states() or not (self.path / "recipe.yaml").is_file():
+            return
+        with contextlib.suppress(UserError):  # a recipe that cannot be read is another one
+            if not self._problems(recipe, inputs):
+                return
+        self._output.clear()
+
+    def _problems(self, recipe: BaseModel, inputs: Mapping[str, str], free: tuple[str, ...] = ()) -> list[str]:
+        """Why the run in the folder is another one, apart from the keys that are `free`."""
+        problems = [
+            f"{key}: the run has {old!r}, this recipe has {new!r}"
+            for key, (old, new) in self._differing(recipe).items()
+            if not key.startswith(KEYS_IGNORED_ON_RESUME + free)
+        ]
+        stored = read_json_if_valid(self.path / "inputs.json") or {}
+        return problems + [
+            f"{name}: the run was trained from {stored[name][:12]}…, found {digest[:12]}…"
+            for name, digest in inputs.items()
+            if name in stored and stored[name] != digest
+        ]
 
     @contextmanager
     def begin(
@@ -125,6 +138,7 @@ class RunFolder:
             with first_process(processes) as first:
                 if first:
                     self._refuse_another_run(recipe, inputs)
+                    self._clear_abandoned_run(recipe, inputs)
                     self._record_changes(recipe)
                     write_text(self.path / "recipe.yaml", dump(recipe))
                     write_json(self.path / "inputs.json", dict(inputs))

@@ -44,6 +44,25 @@ def test_a_run_that_has_saved_nothing_may_become_another(tmp_path):
     folder.check(Recipe(name="corrected"), {})
 
 
+@pytest.mark.parametrize("change", ["recipe", "damaged recipe", "inputs"])
+def test_another_run_starts_in_an_empty_folder(tmp_path, change):
+    """The best weights of a run that has saved no state are not those of the run that takes its place."""
+    folder = begun(tmp_path / "run", inputs={"tokens": "a" * 64}, saved=False)
+    left = [folder.path / name for name in ("best/model.safetensors", "figures/a.png", "health.png", "failure.json")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    (folder.path / "notes.txt").write_text("mine")
+    begun(folder.path, inputs={"tokens": "a" * 64}, saved=False)
+    assert all(path.exists() for path in left)
+    if change == "damaged recipe":
+        (folder.path / "recipe.yaml").write_text("{")
+    recipe = changed(batch_size=48) if change == "recipe" else Recipe()
+    begun(folder.path, recipe, {"tokens": ("b" if change == "inputs" else "a") * 64}, saved=False)
+    assert not any(path.exists() for path in left)
+    assert (folder.path / "notes.txt").exists() and (folder.path / "recipe.yaml").exists()
+
+
 def test_other_inputs_are_refused_by_digest(tmp_path):
     folder = begun(tmp_path / "run", inputs={"tokens": "a" * 64})
     folder.check(Recipe(), {"tokens": "a" * 64})
