@@ -10,11 +10,12 @@ from rich.table import Table
 from torch import nn
 
 from pipelines.base import distributed
-from pipelines.base.documents import read_json_mapping, read_yaml
+from pipelines.base.documents import read_json_if_valid, read_json_mapping, read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import check_output_file
 from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig
+from pipelines.evaluate.report import is_complete, rows
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoded_window import encoded_window
@@ -26,7 +27,7 @@ from pipelines.training.metrics_log import read_metrics
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth
 
-EXPECTED = "a tokenizer, prior, image pipeline or run folder, or a token dataset"
+EXPECTED = "a tokenizer, prior, image pipeline, pipeline or run folder, or a token dataset"
 
 
 @dataclass
@@ -49,7 +50,7 @@ def inspect(
 
     Codebook health needs tokens: those of `split` of a token dataset (default: its first), or the validation split of
     the data that a tokenizer's run was trained on. `verify_rows` encodes so many random rows of a token dataset again.
-    `figure` is where the figure of the codebook goes (default: health.png in the folder).
+    `figure` is where the figure of the codebook goes (default: health.png in the folder, if it can be written there).
 
     Raises:
         UserError: none of these folders, a damaged one, or a `figure` that cannot be written or is no .png file.
@@ -57,12 +58,12 @@ def inspect(
     folder = Path(folder)
     if figure is not None:
         check_output_file(figure, ".png")
-    found = _look(folder, verify_rows, split, figure or folder / "health.png")
+    found = _look(folder, verify_rows, split, figure)
     _print(found)
     return found
 
 
-def _look(folder: Path, verify_rows: int | None, split: str | None, figure: Path) -> Inspection:
+def _look(folder: Path, verify_rows: int | None, split: str | None, figure: Path | None) -> Inspection:
     if (folder / "token_spec.json").is_file():
         return inspect_tokens(folder, verify_rows, split, figure)
     if verify_rows is not None:
@@ -70,18 +71,25 @@ def _look(folder: Path, verify_rows: int | None, split: str | None, figure: Path
     if (folder / "model_index.json").is_file():
         return inspect_image_pipeline(folder)
     if (folder / "recipe.yaml").is_file():
-        return inspect_run(folder, figure)
+        recipe = read_yaml(folder / "recipe.yaml")
+        return inspect_pipeline(folder) if recipe.get("kind") == "pipeline" else inspect_run(folder, recipe, figure)
     if (folder / "config.json").is_file():
         return inspect_model(folder)
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; expected {EXPECTED}")
-    marks = ("config.json", "token_spec.json", "model_index.json", "recipe.yaml")
-    inside = sorted({mark.parent.name for name in marks for mark in folder.glob(f"*/{name}")})
-    hint = f"; it holds {', '.join(f'{name}/' for name in inside)}: inspect one of these" if inside else ""
+    inside = _inside(folder)
+    hint = f"; it holds {inside}: inspect one of these" if inside else ""
     raise UserError(f"{folder}: expected {EXPECTED}{hint}")
 
 
-def inspect_tokens(folder: Path, verify_rows: int | None, split: str | None, figure: Path) -> Inspection:
+def _inside(folder: Path) -> str:
+    """The folders directly inside this one that can be inspected."""
+    marks = ("config.json", "token_spec.json", "model_index.json", "recipe.yaml")
+    names = sorted({mark.parent.name for name in marks for mark in folder.glob(f"*/{name}")})
+    return ", ".join(f"{name}/" for name in names)
+
+
+def inspect_tokens(folder: Path, verify_rows: int | None, split: str | None, figure: Path | None) -> Inspection:
     dataset = TokenDataset.open(folder)
     window = window_of(dataset.split(split or dataset.splits[0]))
     tokenizer = load_tokenizer(dataset.tokenizer_folder, _device())
@@ -113,9 +121,21 @@ def inspect_image_pipeline(folder: Path) -> Inspection:
     return Inspection("image pipeline", folder, facts)
 
 
-def inspect_run(folder: Path, figure: Path) -> Inspection:
+def inspect_pipeline(folder: Path) -> Inspection:
+    """What `smalti run` writes: whether it is finished, the figures of its report, and which parts say more."""
+    report = read_json_if_valid(folder / "report.json")
+    finished = report is not None and is_complete(report)
+    found = Inspection("pipeline", folder, [("recipe", "pipeline")])
+    found.facts.append(("state", "finished" if finished else "unfinished: rerun `smalti run` to go on"))
+    if report is not None and finished:
+        found.facts += rows(report)
+    if inside := _inside(folder):
+        found.notes.append(f"it holds {inside}: inspect one of these to know more")
+    return found
+
+
+def inspect_run(folder: Path, recipe: dict[str, Any], figure: Path | None) -> Inspection:
     """A run: how far it is, its last figures, its best model; a discrete tokenizer's health on its validation split."""
-    recipe = read_yaml(folder / "recipe.yaml")
     found = Inspection(f"run of a {recipe.get('kind')}", folder, _progress_facts(folder, recipe))
     try:
         model_folder = resolve_folder(folder)
@@ -148,12 +168,18 @@ def _progress_facts(folder: Path, recipe: dict[str, Any]) -> Facts:
     return facts
 
 
-def _add_health(found: Inspection, window: TokenWindow, model: Autoencoder, figure: Path) -> None:
+def _add_health(found: Inspection, window: TokenWindow, model: Autoencoder, figure: Path | None) -> None:
     if not window.rows:
         found.notes.append(f"split {window.name!r} has no rows, so nothing can be said about the codebook")
         return
     found.health = health = codebook_health(window, model.bottleneck.embedding)
-    found.figure = draw_health(figure, window, health, model)
+    target = figure or found.folder / "health.png"
+    try:
+        found.figure = draw_health(target, window, health, model)
+    except OSError as error:
+        if figure is not None:  # asked for
+            raise
+        found.notes.append(f"no figure: {target} cannot be written ({error.strerror})")
     seen = f"{health.usage:.1%} used over {health.tokens:,} tokens of {window.name}"
     found.facts.append(("codebook", f"{seen}, perplexity {health.perplexity:.1f}\n{health.verdict}: {health.reason}"))
 

@@ -143,6 +143,42 @@ def test_a_run_is_measured_on_its_validation_split(tiny_tokenizer, make_data, tm
     assert [chunk.shape for chunk in window.read()] == [(70, 64)]
 
 
+@pytest.fixture
+def pipeline_folder(tiny_tokens, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("kind: pipeline\noutput: somewhere\n")
+    shutil.copytree(tiny_tokens, tmp_path / "tokens")
+    return tmp_path
+
+
+def test_an_unfinished_pipeline_says_how_to_go_on_and_names_its_parts(pipeline_folder):
+    found = inspect(pipeline_folder)
+    assert found.kind == "pipeline"
+    assert "unfinished: rerun `smalti run`" in dict(found.facts)["state"]
+    assert "tokens/" in found.notes[0]
+
+
+def test_a_finished_pipeline_shows_its_figures(pipeline_folder):
+    report = {
+        "codes": {"used": 60, "size": 64, "perplexity": 50.0, "verdict": "healthy"},
+        "bits_per_token": {"prior": 4.0, "unigram": 5.5, "bigram": 5.0, "images": 40},
+        "reconstruction": {"psnr": 31.4, "ssim": None, "images": 40},
+        "labels": None,
+        "seconds": {"tokenizer": 3.0},
+    }
+    (pipeline_folder / "report.json").write_text(json.dumps(report))
+    facts = dict(inspect(pipeline_folder).facts)
+    assert facts["state"] == "finished"
+    assert "31.40 dB" in facts["reconstruction"]
+
+
+def test_a_figure_that_was_not_asked_for_is_no_reason_to_fail(tokens):
+    (tokens / "health.png").mkdir()
+    found = inspect(tokens)
+    assert found.figure is None
+    assert found.health is not None
+    assert "health.png cannot be written" in found.notes[0]
+
+
 def test_other_folders_are_refused_with_what_they_hold(tiny_tokenizer, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         inspect(tmp_path / "absent")
