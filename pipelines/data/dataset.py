@@ -165,17 +165,14 @@ class ImageDataset:
     def read_pixels(self, indices: Indices, keep: bool = True) -> PixelBatch:
         """Images and labels of many rows at once. `keep` their pixels for the next time, if there is a cache."""
         images, labels, failures = self._read(rows := self._source_rows(indices), keep)
-        if not failures:
-            return PixelBatch(images, labels, [])
-        kept = [place for place in range(len(rows)) if place not in failures]
-        return PixelBatch(images[kept], None if labels is None else labels[kept], self._named(rows, failures))
+        return PixelBatch(*_kept(images, labels, failures), self._named(rows, failures))
 
     def read_batch(self, indices: Indices, keep: bool = True) -> ImageBatch:
         """Images, labels and metadata of many rows at once; `keep` as in `read_pixels`."""
-        batch, metadata = self.read_pixels(indices, keep), self._source.metadata(self._source_rows(indices).tolist())
-        absent = {place for place, _ in batch.unreadable}
-        kept = [row for place, row in enumerate(metadata) if place not in absent] if absent else metadata
-        return ImageBatch(batch.image, batch.label, batch.unreadable, kept)
+        images, labels, failures = self._read(rows := self._source_rows(indices), keep)
+        metadata = self._source.metadata(rows.tolist(), labels)
+        known = [row for place, row in enumerate(metadata) if place not in failures] if failures else metadata
+        return ImageBatch(*_kept(images, labels, failures), self._named(rows, failures), known)
 
     def read_replacing(
         self, indices: Indices, seed: int, places: NDArray[np.int64]
@@ -291,7 +288,6 @@ class ImageDataset:
         return images, labels, failures
 
     def _decode(self, listed: list[int]) -> PixelsOfRows:
-        labels = self._source.labels(listed)
         parts, failures = [], {}
         for start in range(0, max(1, len(listed)), FETCHED_AT_ONCE):
             part = listed[start : start + FETCHED_AT_ONCE]
@@ -302,6 +298,7 @@ class ImageDataset:
             parts.append(images)
             failures |= {start + place: why for place, why in failed.items()}
         images = torch.cat(parts) if len(parts) > 1 else parts[0]
+        labels = self._source.labels(listed)  # afterwards: some sources learn them from the pictures' items
         if labels is not None:
             failures |= {place: NO_LABEL for place in (labels < 0).nonzero()[:, 0].tolist() if place not in failures}
         return images, labels, dict(sorted(failures.items()))
@@ -310,6 +307,16 @@ class ImageDataset:
         known = self._source.metadata([int(rows[place]) for place in failures]) if failures else []
         pairs = zip(known, failures.items(), strict=True)
         return [(place, Unreadable(row.key, why)) for row, (place, why) in pairs]
+
+
+def _kept(
+    images: UInt8[Tensor, "n c size size"], labels: Int64[Tensor, " n"] | None, failures: dict[int, str]
+) -> tuple[Tensor, Tensor | None]:
+    """The images and labels without those of unreadable rows."""
+    if not failures:
+        return images, labels
+    kept = [place for place in range(len(images)) if place not in failures]
+    return images[kept], None if labels is None else labels[kept]
 
 
 def _fail(why: str) -> Image.Image:

@@ -216,11 +216,11 @@ class HuggingFace:
     def __len__(self) -> int:
         return len(self.data)
 
-    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
+    def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
         text, key = self.config.text, self.config.key
         columns = [name for name in (key, text) if name is not None]
         found = self._columns(rows, columns)
-        labels = self.labels(rows)
+        labels = self.labels(rows) if labels is None else labels
         numbers = [None] * len(rows) if labels is None else [n if n >= 0 else None for n in labels.tolist()]
         texts = [None] * len(rows) if text is None else [None if v is None else str(v) for v in found[text]]
         keys = [None] * len(rows) if key is None else [None if v is None else str(v) for v in found[key]]

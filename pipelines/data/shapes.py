@@ -232,7 +232,7 @@ class Shapes:
     def scenes(self, rows: Sequence[int]) -> Scenes:
         return sample_scenes(self.config, self.split, np.asarray(rows, dtype=np.int64))
 
-    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
+    def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
         scenes = self.scenes(rows)
         found = (scenes.scene(i) for i in range(len(scenes)))
         return [

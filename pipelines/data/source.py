@@ -64,8 +64,10 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
-        """Keys, labels, texts and factors; nothing is decoded where the source can tell them without."""
+    def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
+        """Keys, labels, texts and factors; nothing is decoded where the source can tell them without. `labels` where
+        the caller has them.
+        """
         ...
 
     def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:

@@ -4,6 +4,7 @@ import fcntl
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ SPELLINGS: dict[Split, tuple[str, ...]] = {
     "validation": ("val", "valid", "validation"),
     "test": ("test",),
 }
+UNKNOWN = -2  # a target that no item has shown so far
 PROBES = 8  # rows that must agree between an array of pixels and the items of the data set
 
 
@@ -167,13 +169,14 @@ class Torchvision:
         self._check_gives_images()
         self.targets = _targets(data)
         self.classes = self._classes()
+        self._met = np.full(0 if self.targets is not None or self.classes is None else len(data), UNKNOWN, np.int32)
         self.array: PixelArray | None = None if self.targets is None else _in_memory(self, self.targets)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def metadata(self, rows: Sequence[int]) -> list[RowMetadata]:
-        labels = self.labels(rows)
+    def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
+        labels = self.labels(rows) if labels is None else labels
         known = [-1] * len(rows) if labels is None else labels.tolist()
         return [RowMetadata(self._key(r), None if n < 0 else n) for r, n in zip(rows, known, strict=True)]
 
@@ -181,7 +184,7 @@ class Torchvision:
         if self.classes is None:
             return None
         if self.targets is None:
-            found = torch.tensor([self._target(row) for row in rows], dtype=torch.int64)
+            return torch.tensor([self._label(row) for row in rows], dtype=torch.int64)
         else:
             found = self.targets[torch.as_tensor(rows, dtype=torch.int64)]
         return torch.where((found >= 0) & (found < len(self.classes)), found, -1)
@@ -211,15 +214,26 @@ class Torchvision:
         return to_pil_image(image), int(torch.randint(self.data.num_classes, (1,), generator=generator))
 
     def _image(self, row: int) -> Image.Image:
-        image = self.item(row)[0]
+        try:
+            image, target = self.item(row)
+        except DECODE_ERRORS:
+            self._remember(row, None)
+            raise
+        self._remember(row, target)
         check_size(image, self.max_pixels)
         return image
 
-    def _target(self, row: int) -> int:
-        try:
-            return int(self.item(row)[1])
-        except DECODE_ERRORS:
-            return -1  # decoding says what is wrong
+    def _label(self, row: int) -> int:
+        """Of a row that nothing but its item tells; -1 where there is none. Decoding says what is wrong."""
+        if self._met[row] == UNKNOWN:
+            with suppress(*DECODE_ERRORS):
+                self._image(row)
+        return int(self._met[row])
+
+    def _remember(self, row: int, target: Any) -> None:
+        if len(self._met):
+            label = int(target) if _integer(target) else -1
+            self._met[row] = label if 0 <= label < len(self.classes or ()) else -1
 
     def _key(self, row: int) -> str:
         path = self._path(row)
@@ -245,7 +259,9 @@ class Torchvision:
             raise UserError(f"torchvision {self.name} gives {found}, not images with a target")
 
     def _classes(self) -> list[str] | None:
-        """Names of the classes; their numbers where the data set names none. None where targets are no integers."""
+        """Names of the classes; their numbers where the data set names none. None where targets are no integers, and
+        where no row has one (STL10's unlabelled pictures): none would be readable otherwise.
+        """
         data, targets = self.data, self.targets
         if not len(data):
             return None
@@ -258,7 +274,8 @@ class Torchvision:
             if not _integer(target):
                 return None
         if isinstance(named, Sequence) and not isinstance(named, str):
-            return [", ".join(n) if isinstance(n, (tuple, list)) else str(n) for n in named]
+            withheld = targets is not None and not bool(((targets >= 0) & (targets < len(named))).any())
+            return None if withheld else [", ".join(n) if isinstance(n, (tuple, list)) else str(n) for n in named]
         if isinstance(count := getattr(data, "num_classes", None), int):
             return [str(i) for i in range(count)]
         return None if targets is None or int(targets.max()) < 0 else [str(i) for i in range(int(targets.max()) + 1)]
@@ -271,10 +288,16 @@ def _integer(target: Any) -> bool:
 
 
 def _targets(data: Any) -> Int64[Tensor, " n"] | None:
-    """All targets, where the data set lists them as integers; QMNIST's rows begin with the class."""
-    for name in ("targets", "labels", "_labels"):
+    """All targets, where the data set lists them as integers; QMNIST's rows begin with the class. The items of
+    `_samples` are pairs of a picture and its target; `y` is the category of Caltech's pictures.
+    """
+    for name in ("targets", "labels", "_labels", "y", "_samples"):
         listed = getattr(data, name, None)
         if listed is not None and len(listed) == len(data) and len(listed):
+            if name == "_samples":
+                if not all(isinstance(pair, tuple) and len(pair) == 2 and _integer(pair[1]) for pair in listed):
+                    return None
+                listed = [pair[1] for pair in listed]
             try:
                 targets = torch.as_tensor(np.asarray(listed).astype(np.int64, casting="same_kind"))
             except (ValueError, TypeError):

@@ -25,7 +25,7 @@ class ManyRows:
     def __len__(self):
         return MILLIONS
 
-    def metadata(self, rows):
+    def metadata(self, rows, labels=None):
         return [RowMetadata(str(row), row % 2) for row in rows]
 
     def labels(self, rows):

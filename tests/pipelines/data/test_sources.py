@@ -1,13 +1,15 @@
 """What is particular to each source. What holds for all of them stands in test_source_contract.py."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pipelines.base.errors import UserError
-from pipelines.data import SPLITS, DataConfig, Example, Unreadable, open_images
-from pipelines.data.torchvision import InMemory
+from pipelines.data import SPLITS, DataConfig, Example, ImageDataset, Preprocess, Unreadable, open_images
+from pipelines.data.torchvision import InMemory, Torchvision, TorchvisionConfig
 from tests.pipelines.conftest import read_example
 from tests.pipelines.data.conftest import noise_image, png
 
@@ -125,8 +127,6 @@ def test_an_image_folder_of_torchvision(tmp_path):
 
 
 def test_what_is_no_image_is_refused_at_the_start():
-    from pipelines.data.torchvision import Torchvision, TorchvisionConfig
-
     films = [(torch.zeros(8, 3, 4, 4), 0)]
     with pytest.raises(UserError, match="gives Tensor, not images"):
         Torchvision(films, TorchvisionConfig(name="Films"), "train")
@@ -135,7 +135,6 @@ def test_what_is_no_image_is_refused_at_the_start():
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 def test_arrays_in_memory_are_recognised_by_what_they_show(layout):
     """Three rows high and three channels: only looking at the items tells the layouts apart."""
-    from pipelines.data.torchvision import Torchvision, TorchvisionConfig
 
     class Held:
         data = np.random.default_rng(0).integers(0, 256, (6, 3, 3, 3), np.uint8)
@@ -152,6 +151,66 @@ def test_arrays_in_memory_are_recognised_by_what_they_show(layout):
     expected = Held.data if layout == "nchw" else Held.data.transpose(0, 3, 1, 2)
     assert isinstance(source.array, InMemory)
     assert torch.equal(source.array.images, torch.from_numpy(expected.copy()))
+
+
+class Unlisted:
+    """Pictures whose targets stand in the items alone, and how often an item was asked for."""
+
+    classes: Sequence[str] = ("even", "odd")
+
+    def __init__(self, length=20, broken=(), **listed):
+        self.length, self.broken, self.asked = length, broken, []
+        self.__dict__.update(listed)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        if i in self.broken:
+            raise OSError("broken")
+        return noise_image(i), i % 2
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_an_item_that_tells_the_label_is_read_once(cache_bytes):
+    data = Unlisted(broken=(3,))
+    source = Torchvision(data, TorchvisionConfig(name="Unlisted"), "train")
+    data.asked.clear()
+    batch = ImageDataset(source, Preprocess(size=8), cache_bytes=cache_bytes).read_batch(range(20))
+    assert sorted(data.asked) == list(range(20))
+    assert [place for place, _ in batch.unreadable] == [3]
+    expected = [row % 2 for row in range(20) if row != 3]
+    assert batch.label.tolist() == [row.label for row in batch.metadata] == expected
+
+
+def test_labels_that_a_cache_holds_are_not_read_again():
+    first, second = (Torchvision(Unlisted(), TorchvisionConfig(name="Unlisted"), "train") for _ in range(2))
+    filled, empty = (ImageDataset(source, Preprocess(size=8), cache_bytes=2**20) for source in (first, second))
+    filled.read_pixels(range(20))
+    empty._cache = filled._cache  # as of another process, in a file
+    second.data.asked.clear()
+    assert [row.label for row in empty.read_batch(range(20)).metadata] == [row % 2 for row in range(20)]
+    assert not second.data.asked
+
+
+@pytest.mark.parametrize("name", ["targets", "y", "_samples"])
+def test_listed_targets_need_no_item(name):
+    data = Unlisted(**{name: [(f"{i}.png", i % 2) if name == "_samples" else i % 2 for i in range(20)]})
+    source = Torchvision(data, TorchvisionConfig(name="Listed"), "train")
+    data.asked.clear()
+    assert source.labels(range(20)).tolist() == [i % 2 for i in range(20)]
+    assert not data.asked
+
+
+@pytest.mark.parametrize("targets", [[-1] * 20, [-1, 0] * 10])
+def test_pictures_of_which_none_has_a_label_have_no_classes(targets):
+    data = Unlisted(labels=targets)
+    source = Torchvision(data, TorchvisionConfig(name="Unlabelled"), "train")
+    batch = ImageDataset(source, Preprocess(size=8)).read_batch(range(20))
+    withheld = max(targets) < 0
+    assert (source.classes is None) == (batch.label is None) == withheld
+    assert len(batch) == (20 if withheld else 10)
 
 
 # ---- Hugging Face
