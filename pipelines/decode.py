@@ -87,8 +87,7 @@ def _write_pictures(
     shown: list[Tensor] = []
     rank, world = accelerator.process_index, accelerator.num_processes
     with progress(len(result.pictures), "decode", unit="image", visible=rank == 0) as meter:
-        for start in range(rank * ROWS_AT_ONCE, len(result.pictures), world * ROWS_AT_ONCE):
-            block = range(start, min(start + ROWS_AT_ONCE, len(result.pictures)))
+        for block in rows_of_process(len(result.pictures), rank, world, batch_size):
             missing = [row for row in block if row < SHOWN or not _is_written(result.pictures[row])]
             meter.advance(len(block) - len(missing))
             for part, keys, images in _decoded(tokenizer, rows, missing, batch_size):
@@ -99,6 +98,18 @@ def _write_pictures(
                 meter.advance(len(part))
     if shown:
         save_grid(result.grid, shown, columns=8)
+
+
+def rows_of_process(count: int, rank: int, world: int, batch_size: int) -> Iterator[list[int]]:
+    """The rows that one process decodes, at most 4,096 at once. The first has those of the overview; of the rows after
+    them each process takes `batch_size` in turn, beginning with the second.
+    """
+    window = ROWS_AT_ONCE * world
+    for start in range(0, count, window):
+        rows = range(start, min(start + window, count))
+        mine = [row for row in rows if rank == (0 if row < SHOWN else ((row - SHOWN) // batch_size + 1) % world)]
+        for first in range(0, len(mine), ROWS_AT_ONCE):
+            yield mine[first : first + ROWS_AT_ONCE]
 
 
 def _is_written(picture: Path) -> bool:

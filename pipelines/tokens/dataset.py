@@ -22,18 +22,8 @@ from prior import CountBaselines
 Rows = Sequence[int] | range | np.ndarray | Tensor
 
 
-@dataclass(frozen=True)
-class TokenRow:
-    """One image's codes (h, w, q) in the spec's unsigned dtype, its key, and its label and text where there are any."""
-
-    key: str
-    codes: np.ndarray
-    label: int | None
-    text: str | None
-
-
 class TokenSplit:
-    """The rows of one split, in the source's order; map-style.
+    """The rows of one split, in the source's order.
 
     `batch` and `tokens` hold the whole split in memory, in 1, 2 or 4 bytes a token: a million images of 256 tokens take
     512 MB as uint16. `chunks` and `part` read only the files that they need.
@@ -79,11 +69,6 @@ class TokenSplit:
     @cached_property
     def texts(self) -> list[str | None] | None:
         return [text for file in self.files for text in read_column(file, "text")] if self.spec.has_text else None
-
-    def __getitem__(self, index: int) -> TokenRow:
-        label = None if self.labels is None or self.labels[index] < 0 else int(self.labels[index])
-        text = None if self.texts is None else self.texts[index]
-        return TokenRow(self.keys[index], self.tokens[index].reshape(self.spec.grid), label, text)
 
     def batch(self, indices: Rows) -> dict[str, Tensor]:
         """{"codes": (b, h, w, q) int64, "label": (b,) int64 if there are classes}, rows in the order asked."""

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_uint8
-from pipelines.decode import decode, file_names
+from pipelines.decode import SHOWN, decode, file_names, rows_of_process
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 
@@ -64,6 +64,15 @@ def test_a_foreign_tokenizer_is_refused_naming_both_sides(make_tokenizer, tiny_t
         decode(other, tiny_tokens, tmp_path / "out")
     assert str(other) in str(error.value)
     assert str(tiny_tokens) in str(error.value)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 70, 300, 9000])
+def test_processes_share_the_rows_and_the_first_draws_the_overview(count, world):
+    shares = [[row for part in rows_of_process(count, rank, world, 8) for row in part] for rank in range(world)]
+    assert sorted(row for share in shares for row in share) == list(range(count))
+    assert set(range(min(SHOWN, count))) <= set(shares[0])
+    assert max(map(len, shares)) - min(map(len, shares)) <= SHOWN + 8
 
 
 def test_file_names_are_safe_and_differ():

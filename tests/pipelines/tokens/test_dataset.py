@@ -102,9 +102,8 @@ def test_what_was_written_is_read(tmp_path, codes):
     np.testing.assert_array_equal(split.tokens, expected)
     assert split.keys == [key for content in contents["train"] for key in content.keys]
     assert split.labels.tolist() == [label for content in contents["train"] for label in content.labels]
-    assert split[1].text is None
-    assert split[2].text == "picture 2"
-    np.testing.assert_array_equal(split[20].codes, expected[20].reshape(spec.grid))
+    assert split.texts[1:3] == [None, "picture 2"]
+    np.testing.assert_array_equal(split.batch([20])["codes"][0], expected[20].reshape(spec.grid))
 
 
 def test_a_batch_holds_the_rows_asked_for_in_that_order(tmp_path):
@@ -115,15 +114,15 @@ def test_a_batch_holds_the_rows_asked_for_in_that_order(tmp_path):
     assert batch["codes"].shape == (4, 2, 3, 2)
     assert batch["codes"].dtype == batch["label"].dtype == torch.int64
     for place, row in enumerate(wanted.tolist()):
-        np.testing.assert_array_equal(batch["codes"][place].numpy(), split[row].codes)
-        assert batch["label"][place] == split[row].label
+        np.testing.assert_array_equal(batch["codes"][place].reshape(-1), split.tokens[row])
+        assert batch["label"][place] == split.labels[row]
 
 
 def test_a_set_without_classes_has_no_labels(tmp_path):
     write_tokens(tmp_path, make_spec(classes=None, text=False))
     split = TokenDataset.open(tmp_path).split("test")
-    assert split[0].label is None
-    assert split[0].text is None
+    assert split.labels is None
+    assert split.texts is None
     assert split.batch([0, 1]).keys() == {"codes"}
 
 
