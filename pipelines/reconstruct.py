@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
+from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, open_images, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
@@ -101,7 +101,7 @@ def reconstruct(
         if accelerator.is_main_process:
             say(f"{output}: already reconstructed, {_in_words(found)}; nothing to do")
         return found
-    accelerator.wait_for_everyone()  # nobody looks at the folder any more
+    wait_for_all(accelerator)  # nobody looks at the folder any more
     with target.begin(True, accelerator):
         measured = measure(tokenizer, images, request, accelerator)
         found = _means(measured.figures, request.split)
@@ -109,7 +109,7 @@ def reconstruct(
             draw_pairs(output / "reconstructions.png", measured.pairs)
             write_json(output / "reconstruction.json", {"request": identity, "fidelity": asdict(found)})
             say(f"{output}: {_in_words(found)} over {found.images:,} images of {request.split}")
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator)
     return found
 
 
@@ -129,7 +129,8 @@ def measure(
             bound = _negative_elbo(tokenizer.model, batch, accelerator.device)
             figures += torch.stack([*_likeness(rebuilt, originals / 255), bound], dim=1).tolist()
             meter.advance(len(batch))
-    return Measured(gather_object(figures), gather_object(pairs)[: request.num_pairs])
+    pairs = distributed.gather(pairs, accelerator)[: request.num_pairs]
+    return Measured(distributed.gather(figures, accelerator), pairs)
 
 
 def draw_pairs(path: Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> Path:

@@ -15,6 +15,7 @@ from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.output_folder import OutputFolder, OutputKind
+from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import console, say
 from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
@@ -91,7 +92,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
         return report
     chain = Chain(recipe, accelerator)
     chain.check(overwrite)
-    accelerator.wait_for_everyone()  # nobody looks at the folder any more
+    wait_for_all(accelerator)  # nobody looks at the folder any more
     with target.begin(overwrite, accelerator):
         if overwrite:
             chain.delete_parts()
@@ -108,7 +109,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
             write_text(root / "recipe.yaml", dump(recipe))
             write_report(root, report, f"{root.name}: from pictures to tokens to new pictures")
             print_report(report, root.name)
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator)
     return report
 
 
@@ -205,7 +206,7 @@ class Chain:
         recipe = self.classifier
         assert recipe is not None
         replaced = _holds_another_run(recipe)
-        self.accelerator.wait_for_everyone()  # nobody looks at the folder any more
+        wait_for_all(self.accelerator)  # nobody looks at the folder any more
         train_classifier(recipe, replaced)
 
     def save_image_pipeline(self) -> None:
@@ -243,10 +244,11 @@ class Chain:
             root / "prior", root / "tokens", chosen.split, chosen.max_images, accelerator=self.accelerator
         )
         usage = code_usage(root / "tokenizer", root / "tokens", chosen.split, root / "codes.png", self.accelerator)
-        if self.accelerator.is_main_process:
-            for name in ("samples", "reconstructions"):
-                place_figure(root / name / f"{name}.png", root / f"{name}.png")
-            self.draw_overview()
+        with first_process(self.accelerator) as first:
+            if first:
+                for name in ("samples", "reconstructions"):
+                    place_figure(root / name / f"{name}.png", root / f"{name}.png")
+                self.draw_overview()
         return {
             "reconstruction": read_json_mapping(root / "reconstructions" / "reconstruction.json")["fidelity"],
             "codes": asdict(usage),

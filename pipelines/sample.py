@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base import distributed
@@ -19,6 +18,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_images
 from pipelines.base.output_folder import OutputFolder, OutputKind
+from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.evaluate.samples import draw_samples, image_name, read_note
 from pipelines.models.hub import local_folder
@@ -90,15 +90,15 @@ def sample(
         if accelerator.is_main_process:
             say(f"{output}: already sampled, {request.num_images:,} images; nothing to do")
         return output
-    accelerator.wait_for_everyone()  # nobody looks at the folder any more
+    wait_for_all(accelerator)  # nobody looks at the folder any more
     with target.begin(overwrite or others is not None, accelerator):
         if accelerator.is_main_process:
             (output / "samples.json").unlink(missing_ok=True)
             write_json(output / "request.json", plan.identity)
-        notes = gather_object(_draw(pipeline, plan, request, output, accelerator))
+        notes = distributed.gather(_draw(pipeline, plan, request, output, accelerator), accelerator)
         if accelerator.is_main_process:
             _complete(output, plan, {note["index"]: note for note in notes}, pipeline.classes)
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator)
     return output
 
 

@@ -2,18 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import gather_object
 
 from pipelines.base.errors import UserError
-from pipelines.base.process_store import Processes
+from pipelines.base.process_store import Processes, wait_for_all
 from pipelines.base.random_streams import seed_of
 from pipelines.base.rank_failures import watch_other_processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
+T = TypeVar("T")
 
 
 def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder: Path | None = None) -> Accelerator:
@@ -56,6 +58,14 @@ def share_of(rows: range, processes: Processes | None) -> range:
         return rows
     size = -(-len(rows) // processes.num_processes)
     return rows[processes.process_index * size : (processes.process_index + 1) * size]
+
+
+def gather(values: list[T], processes: Processes | None) -> list[T]:
+    """The values of all processes, in their order, however long the slowest one takes: a collective has a timeout."""
+    if processes is None or processes.num_processes == 1:
+        return values
+    wait_for_all(processes)
+    return gather_object(values)
 
 
 def seed_step(seed: int, step: int, rank: int, phase: int = 0) -> None:

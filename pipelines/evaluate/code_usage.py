@@ -6,6 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from pipelines.base.first_process import first_process
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.health_figure import draw_health
@@ -27,12 +28,13 @@ def code_usage(
 ) -> CodeUsageFigures:
     """Counted on the first process, which also draws the figure; the same on all."""
     found: list[CodeUsageFigures | None] = [None]
-    if accelerator.is_main_process:
-        window = window_of(TokenDataset.open(tokens_folder).split(split))
-        health = codebook_health(window)
-        draw_health(figure, window, health, load_tokenizer(tokenizer_folder, accelerator.device).model)
-        used = int((health.counts > 0).sum())
-        found[0] = CodeUsageFigures(health.counts.numel(), used, float(health.perplexity), health.verdict)
+    with first_process(accelerator) as first:
+        if first:
+            window = window_of(TokenDataset.open(tokens_folder).split(split))
+            health = codebook_health(window)
+            draw_health(figure, window, health, load_tokenizer(tokenizer_folder, accelerator.device).model)
+            used = int((health.counts > 0).sum())
+            found[0] = CodeUsageFigures(health.counts.numel(), used, float(health.perplexity), health.verdict)
     broadcast_object_list(found)
     assert found[0] is not None
     return found[0]

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from pipelines.base.distributed import share_of
+from pipelines.base.distributed import gather, share_of
 from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, Split, open_images, ordered_batches
 from pipelines.data.shapes import ShapesConfig
@@ -84,7 +83,7 @@ def label_accuracy(
     classes = samples.classes or []
     name, checker = label_checker(data, classes, classifier, accelerator.device if accelerator else "cpu")
     labels = torch.tensor(samples.labels)
-    right = _right_samples(samples.images, labels, checker, accelerator)
+    right = _right_samples(samples, checker, accelerator)
     by_class = {
         title: right[labels == number].float().mean().item()
         for number, title in enumerate(classes)
@@ -101,14 +100,12 @@ def label_accuracy(
     )
 
 
-def _right_samples(images: Tensor, labels: Tensor, checker: Checker, accelerator: Accelerator | None) -> Tensor:
-    mine = share_of(range(len(labels)), accelerator)
-    found = [
-        checker(images[start : min(start + IMAGES_AT_ONCE, mine.stop)])
-        for start in range(mine.start, mine.stop, IMAGES_AT_ONCE)
-    ]
-    shown = torch.tensor(_gathered([label for part in found for label in part.tolist()], accelerator))
-    return shown == labels
+def _right_samples(samples: Samples, checker: Checker, accelerator: Accelerator | None) -> Tensor:
+    mine = share_of(range(len(samples.labels)), accelerator)
+    shown: list[int] = []
+    for start in range(0, len(mine), IMAGES_AT_ONCE):
+        shown += checker(samples.read_images(mine[start : start + IMAGES_AT_ONCE])).tolist()
+    return torch.tensor(gather(shown, accelerator)) == torch.tensor(samples.labels)
 
 
 def _right_real_images(
@@ -119,8 +116,4 @@ def _right_real_images(
     right: list[bool] = []
     for batch in ordered_batches(images, share_of(rows, accelerator), IMAGES_AT_ONCE):
         right += (checker(batch.image) == batch.label).tolist()
-    return _gathered(right, accelerator)
-
-
-def _gathered(values: list, accelerator: Accelerator | None) -> list:
-    return values if accelerator is None else gather_object(values)
+    return gather(right, accelerator)

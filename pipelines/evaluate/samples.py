@@ -22,18 +22,30 @@ GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
 
 @dataclass(frozen=True)
 class Samples:
-    """What `sample` wrote into `folder`: uint8 `images`, class numbers `labels` (-1: none), names of the `classes`,
-    and each image's log-likelihood in nats under the prior."""
+    """What `sample` wrote into `folder`: PNG `files`, class numbers `labels` (-1: none), names of the `classes`, and
+    each image's log-likelihood in nats under the prior."""
 
     folder: Path
-    images: UInt8[Tensor, "n c h w"]
+    files: list[Path]
     labels: list[int]
     classes: list[str] | None
     logprobs: list[float]
 
+    def read_images(self, rows: range) -> UInt8[Tensor, "n c h w"]:
+        """The images of some rows.
+
+        Raises:
+            UserError: a file is missing or damaged, or its size is not that of the others.
+        """
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                return torch.stack(list(threads.map(_read_png, [self.files[row] for row in rows])))
+        except (ValueError, OSError, RuntimeError, SyntaxError) as error:
+            raise UserError(f"{self.folder}: images cannot be read ({error}); sample again") from error
+
 
 def read_samples(folder: str | Path) -> Samples:
-    """The finished samples of a folder, in order.
+    """The finished samples of a folder, in order; their images are not opened.
 
     Raises:
         UserError: the folder holds no finished samples, or they are damaged.
@@ -45,10 +57,8 @@ def read_samples(folder: str | Path) -> Samples:
         entries = found["images"]
         labels = [-1 if entry["label"] is None else int(entry["label"]) for entry in entries]
         logprobs = [float(entry["logprob"]) for entry in entries]
-        with ThreadPoolExecutor(8) as threads:
-            images = torch.stack(list(threads.map(_read_png, [folder / entry["file"] for entry in entries])))
-        return Samples(folder, images, labels, found["classes"], logprobs)
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SyntaxError) as error:
+        return Samples(folder, [folder / entry["file"] for entry in entries], labels, found["classes"], logprobs)
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as what `smalti sample` wrote ({error}); sample again") from error
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from pipelines.base.distributed import share_of
+from pipelines.base.distributed import gather, share_of
 from pipelines.base.progress import progress
 from pipelines.models.checkpoint import load_prior
 from pipelines.tokens.dataset import TokenDataset
@@ -59,7 +58,7 @@ def token_bits(
             bits = sequence_bits(loaded.model, codes.to(device), labels).double().sum().item()
             found.append((bits, counted.unigram * codes.numel(), counted.bigram * codes.numel()))
             meter.advance(len(codes))
-    found = found if accelerator is None else gather_object(found)
+    found = gather(found, accelerator)
     tokens = len(rows) * dataset.spec.tokens_per_image
     prior, unigram, bigram = (math.fsum(column) / tokens for column in zip(*found, strict=True))
     return TokenBits(len(rows), prior, unigram, bigram)

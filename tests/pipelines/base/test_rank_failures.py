@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[3]
 HEAD = """
 import sys, time, torch
+from datetime import timedelta
+from accelerate import Accelerator, InitProcessGroupKwargs
 from pipelines import cli
 from pipelines.base import distributed
 from pipelines.base.errors import UserError
@@ -19,6 +21,7 @@ from pipelines.base.first_process import first_process
 from pipelines.base.signals import stop_requests
 
 def body():
+    Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds={timeout}))])
     accelerator = distributed.start()
     rank = accelerator.process_index
     {body}
@@ -29,9 +32,10 @@ cli.main()
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 
 
-def launch(tmp_path, body, processes=2):
+def launch(tmp_path, body, timeout=600):
+    """Two processes that run `body`; a collective gives up after `timeout` seconds."""
     script = tmp_path / "script.py"
-    script.write_text(HEAD.format(body=body.strip().replace("\n", "\n    ")))
+    script.write_text(HEAD.format(body=body.strip().replace("\n", "\n    "), timeout=timeout))
     command = [*LAUNCHER, "--log-dir", tmp_path / "log", "--redirects", "3", script]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -86,6 +90,19 @@ def test_a_defect_on_one_process_ends_the_other(tmp_path):
     process = launch(tmp_path, "if rank == 1: raise KeyError('defect')\naccelerator.wait_for_everyone()")
     process.communicate(timeout=60)
     assert sum("KeyError" in text for text in outputs(tmp_path)) == 1
+
+
+PATIENCE = """
+if rank == 1: time.sleep(3)
+print(distributed.gather([rank], accelerator), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_gathering_waits_longer_than_a_collective_would(tmp_path):
+    process = launch(tmp_path, PATIENCE, timeout=1)
+    process.communicate(timeout=60)
+    assert outputs(tmp_path, "stdout") == ["[0, 1]\n"] * 2, outputs(tmp_path)
 
 
 STOP = """

@@ -1,12 +1,12 @@
 """Label accuracy counts the samples that show their label, whatever checks them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from pipelines.base.errors import UserError
+from pipelines.base.image_grids import save_images
 from pipelines.data import open_images
 from pipelines.evaluate import label_accuracy as labels_module
 from pipelines.evaluate.label_accuracy import checks_itself, label_accuracy
@@ -23,12 +23,18 @@ def grey(data):
     return data.model_copy(update={"preprocess": data.preprocess.model_copy(update={"mode": "L"})})
 
 
+def written(folder, images):
+    files = [folder / f"{row}.png" for row in range(len(images))]
+    save_images(files, images)
+    return files
+
+
 @pytest.fixture(scope="module")
-def real(data):
+def real(data, tmp_path_factory):
     """Images and true labels of the test split, as if they had been sampled."""
-    images = open_images(data, "test")
+    images, folder = open_images(data, "test"), tmp_path_factory.mktemp("real")
     batch = images.read_batch(range(40))
-    return Samples(Path("nowhere"), batch.image, batch.label.tolist(), images.classes, [0.0] * 40)
+    return Samples(folder, written(folder, batch.image), batch.label.tolist(), images.classes, [0.0] * 40)
 
 
 def test_real_scenes_with_their_own_labels_show_them_all(real, data):
@@ -48,9 +54,29 @@ def test_wrong_labels_are_counted_by_class(real, data):
     assert weighted == pytest.approx(30)
 
 
-def test_noise_shows_nothing(real, data):
-    noise = torch.randint(0, 256, real.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert label_accuracy(replace(real, images=noise), data).accuracy == 0
+def test_noise_shows_nothing(real, data, tmp_path):
+    noise = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert label_accuracy(replace(real, files=written(tmp_path, noise)), data).accuracy == 0
+
+
+def test_a_process_reads_its_share_of_the_samples_block_by_block(real, data, monkeypatch):
+    read, read_images = [], Samples.read_images
+    monkeypatch.setattr(Samples, "read_images", lambda self, rows: read.append(rows) or read_images(self, rows))
+    monkeypatch.setattr(labels_module, "IMAGES_AT_ONCE", 8)
+    monkeypatch.setattr(labels_module, "gather", lambda values, processes: values + values)
+    label_accuracy(real, data, max_images=4, accelerator=SecondOfTwo())
+    assert read == [range(20, 28), range(28, 36), range(36, 40)]
+
+
+def test_a_damaged_image_is_named(real, data, tmp_path):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(real.files[0].read_bytes()[:50])
+    with pytest.raises(UserError, match=str(real.folder)):
+        label_accuracy(replace(real, files=[torn, *real.files[1:]]), data)
+
+
+class SecondOfTwo:
+    device, num_processes, process_index, is_main_process = torch.device("cpu"), 2, 1, False
 
 
 class AlwaysFirst:
