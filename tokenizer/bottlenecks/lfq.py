@@ -16,14 +16,14 @@ GROUP = 8  # bits whose joint distribution is formed: 256 probabilities per posi
 
 
 class LFQConfig(Options):
-    """`dim` channels of one bit each, hence 2^dim codes.
+    """`dim` channels of one bit each, hence 2^dim codes. Their use is counted code by code: 20 channels take 8 MiB.
 
     temperature: of the soft assignment to codes inside the entropy term. Implementations differ, from 0.01 to 1; at 1 a
         feature of length 1 is 98 % certain of its bit.
     """
 
     kind: Literal["lfq"] = "lfq"
-    dim: int = Field(default=10, ge=1, le=32)
+    dim: int = Field(default=10, ge=1, le=20)
     temperature: Annotated[float, TRAINING_ONLY] = Field(default=1.0, gt=0, examples=[0.1])
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.base import distributed
 from pipelines.base.errors import UserError
 from pipelines.data import DataConfig
-from pipelines.training.tokenizer_task import TokenizerTask
+from pipelines.training.collective import Collective
+from pipelines.training.tokenizer_task import TokenizerTask, posterior_stream
 from tests.pipelines.training.toy import QUICK
-from tokenizer import AutoencoderConfig, ObjectiveConfig
+from tokenizer import AutoencoderConfig, CodeUsage, ObjectiveConfig
 
 MODEL = {
     "image_size": 8,
@@ -81,3 +83,24 @@ def test_each_original_stands_above_its_reconstruction(tmp_path, monkeypatch, co
 def test_broken_images_where_validation_reads_are_refused_before_training(tmp_path):
     with pytest.raises(UserError, match=r"none of the first 8 validation images can be read.*validation_images"):
         task_of(tmp_path / "data", [b"broken"] * 8 + [png(1)] * 8, validation_images=8)
+
+
+def test_a_held_out_image_has_a_random_stream_of_its_own():
+    drawn = {
+        (seed, key): torch.rand(1, generator=posterior_stream(seed, key)).item() for seed in (0, 1) for key in "abc"
+    }
+    assert len(set(drawn.values())) == len(drawn)
+    assert drawn[0, "a"] == torch.rand(1, generator=posterior_stream(0, "a")).item()
+
+
+def test_codes_of_all_processes_count_as_used(tmp_path, monkeypatch):
+    """Here the other processes have seen every code equally often."""
+
+    def others(self):
+        self.counts += 10**6
+
+    monkeypatch.setattr(CodeUsage, "all_reduce", others)
+    task = task_of(tmp_path / "data", [png(1), png(2)])
+    with torch.no_grad():
+        figures = task.validate(models_of(task), Collective(distributed.start()))
+    assert (figures["usage"], figures["perplexity"]) == (1.0, pytest.approx(32, rel=1e-3))
