@@ -32,12 +32,10 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(path) for path in MODULES}
 
 
-def imports(path: Path, lazy: bool = True) -> set[str]:
-    """Modules that a file imports; submodules are named in full. `lazy` includes imports inside functions."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if lazy else tree.body
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, also inside functions; submodules are named in full."""
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -103,7 +101,7 @@ def test_no_two_folders_import_each_other():
     graph: dict[str, set[str]] = {}
     for path in MODULES:
         own = folder(name_of(path))
-        graph.setdefault(own, set()).update({folder(n) for n in imports(path, lazy=False) if n in NAMES} - {own})
+        graph.setdefault(own, set()).update({folder(n) for n in imports(path) if n in NAMES} - {own})
     graphlib.TopologicalSorter(graph).prepare()
 
 
@@ -114,7 +112,7 @@ def test_every_folder_of_pipelines_is_a_layer():
 
 
 def test_no_circles():
-    graph = {name_of(path): {n for n in imports(path, lazy=False) if n in NAMES} - {name_of(path)} for path in MODULES}
+    graph = {name_of(path): {n for n in imports(path) if n in NAMES} - {name_of(path)} for path in MODULES}
     graphlib.TopologicalSorter(graph).prepare()
 
 
