@@ -11,6 +11,16 @@ from pipelines.base.errors import UserError
 from pipelines.base.machine_errors import machine_error
 from pipelines.base.process_store import Processes, group_store, new_key, wait_for
 
+_following = False
+
+
+def first_has_checked() -> bool:
+    """Whether the first process has just done the same without an error: what it has scanned need not be scanned again.
+
+    True in the body of `first_process` on all processes but the first.
+    """
+    return _following
+
 
 @contextmanager
 def first_process(processes: Processes | None = None) -> Iterator[bool]:
@@ -26,7 +36,8 @@ def first_process(processes: Processes | None = None) -> Iterator[bool]:
         failure = json.loads(wait_for(store, key))
         if failure is not None:
             raise UserError(failure)
-        yield False
+        with _following_first():
+            yield False
         return
     try:
         yield True
@@ -34,6 +45,16 @@ def first_process(processes: Processes | None = None) -> Iterator[bool]:
         store.set(key, json.dumps(error_text(error)))
         raise
     store.set(key, json.dumps(None))
+
+
+@contextmanager
+def _following_first() -> Iterator[None]:
+    global _following
+    before, _following = _following, True
+    try:
+        yield
+    finally:
+        _following = before
 
 
 def error_text(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.base.errors import UserError
+from pipelines.base.first_process import first_has_checked
 from pipelines.base.progress import progress
 from pipelines.base.random_streams import Key, permutation_at
 from pipelines.data.augment import Augment
@@ -228,12 +229,12 @@ class ImageDataset:
             raise UserError(f"none of the {len(self):,} images can be read; the first: {first}")
 
     def check_all_readable(self) -> None:
-        """Read every row once.
+        """Read every row once; with several processes the first one does, inside of `first_process`.
 
         Raises:
             UserError: naming the first ten rows that cannot be read.
         """
-        if not self.needs_decoding:
+        if not self.needs_decoding or first_has_checked():
             return
         bad: list[Unreadable] = []
         with progress(len(self), "checking images", "image") as meter:

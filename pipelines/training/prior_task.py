@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.base.errors import UserError
+from pipelines.base.first_process import first_has_checked
 from pipelines.base.image_grids import save_grid
 from pipelines.data import batch_indices
 from pipelines.models.checkpoint import load_tokenizer, save_prior
@@ -64,7 +65,8 @@ class PriorTask:
         self.spec = dataset.spec
         self.tokenizer = load_tokenizer(dataset.tokenizer_folder)
         self.spec.check_tokenizer(self.tokenizer.fingerprint, str(dataset.tokenizer_folder), str(tokens))
-        refuse_collapsed(dataset)
+        if not first_has_checked():
+            refuse_collapsed(dataset)
         self.tokens, self.held_out = dataset.split("train"), dataset.split("validation")
         self.rows = min(len(self.held_out), training.validation_images)
         self.classes = classes_of(dataset) if conditioning.condition == "label" else None

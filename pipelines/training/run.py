@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from pipelines.base import distributed
 from pipelines.base.first_process import first_process
+from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import say
 from pipelines.training.config import TrainingConfig
 from pipelines.training.loop import TrainingLoop, check_batch_size
@@ -55,6 +56,7 @@ def train_run(
     with first_process(accelerator):  # so that a data set is downloaded once
         torch.manual_seed(recipe.seed)  # the initial weights
         task = build_task()
+    wait_for_all(accelerator)  # the loop begins with a collective, which has a timeout
     with folder.begin(recipe, inputs, overwrite, accelerator):
         if config.trackers:
             accelerator.init_trackers("smalti")

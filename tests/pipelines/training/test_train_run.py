@@ -4,6 +4,7 @@ import pytest
 
 from pipelines.base.errors import UserError
 from pipelines.training.run import train_run
+from pipelines.training.run_folder import RunFolder
 from tests.pipelines.training.toy import QUICK, Recipe, ToyTask, weights
 
 CONFIG = QUICK.model_copy(update={"steps": 3})
@@ -70,3 +71,14 @@ def test_a_tracker_gets_the_figures_of_a_run_in_a_new_folder(tmp_path):
     assert any(b"train/loss" in path.read_bytes() for path in folder.path.rglob("events.out.tfevents.*"))
     trained(tmp_path / "run", overwrite=True, steps=2)
     assert not list(folder.path.rglob("events.out.tfevents.*"))
+
+
+def test_nobody_enters_the_loop_before_all_have_opened_their_data(tmp_path, monkeypatch):
+    """A collective has a timeout, and scanning a large data set may take longer."""
+    events = []
+    begin = RunFolder.begin
+    monkeypatch.setattr("pipelines.training.run.wait_for_all", lambda accelerator: events.append("wait"))
+    monkeypatch.setattr(RunFolder, "begin", lambda *arguments: events.append("begin") or begin(*arguments))
+    whole = recipe(tmp_path / "run")
+    train_run(whole, {}, lambda: events.append("open") or ToyTask(whole.training))
+    assert events == ["open", "wait", "begin"]
