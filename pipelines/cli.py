@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -248,7 +247,8 @@ def schema(kind: RecipeKind) -> None:
 
 def main() -> None:
     """Entry point. A mistake of the user or a failure of the machine is one message and exit code 2, a signal is one
-    message and 128 + its number; `--debug` anywhere shows the traceback.
+    message and 128 + its number; `--debug` anywhere shows the traceback. Typer ends without a word when the reader of
+    a pipe has left (`smalti inspect … | head`).
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
@@ -258,8 +258,6 @@ def main() -> None:
         app(args=arguments, prog_name="smalti")
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else machine_error(error)
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe has left: `smalti inspect … | head`
-            _leave_pipe()
         exit_code, first = _exit_code_of_all(1 if message is None else 2)
         if first and (debug or message is None):
             raise
@@ -282,12 +280,6 @@ def _end(exit_code: int, message: str | None) -> NoReturn:
     if message is not None:
         print(f"smalti: {message}", file=sys.stderr)
     sys.exit(exit_code)
-
-
-def _leave_pipe() -> NoReturn:
-    """End without a word, as other commands do, and keep Python from writing to the pipe once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a person sees: help with an example, and mistakes as one message with exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,16 @@ def smalti(monkeypatch, capsys, *arguments):
 def test_every_command_has_a_help_with_an_example(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0 and f"Example: smalti {command} " in result.output
+
+
+def test_a_reader_that_has_left_is_no_error_to_talk_about():
+    """`smalti schema pipeline | head`."""
+    end, pipe = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "pipelines", "schema", "pipeline"]
+    result = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    os.close(pipe)
+    assert result.returncode != 0 and result.stderr == ""
 
 
 HEAVY = ("torch", "numpy", "PIL")
