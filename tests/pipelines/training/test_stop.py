@@ -30,7 +30,8 @@ def slowly(function):
 def body(**_):
     rank = distributed.start().process_index
     torch.save, run_folder.write_json = slowly(torch.save), slowly(run_folder.write_json)
-    config = QUICK.model_copy(update={"steps": 300, "log_every": 30, "save_every": 300, "validate_every": 300})
+    steps = 5 if sys.argv[2] == "late signal" else 300
+    config = QUICK.model_copy(update={"steps": steps, "log_every": 30, "save_every": 300, "validate_every": 300})
 
     def broken(step, batch):
         time.sleep(0.05)
@@ -40,7 +41,14 @@ def body(**_):
             batch["y"] *= float("nan")
         return batch
 
-    run(Path(sys.argv[1]), ToyTask(config, broken=broken))
+    class Task(ToyTask):
+        def validate(self, models, collective):
+            if rank == 1 and sys.argv[2] == "late signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().validate(models, collective)
+
+    run(Path(sys.argv[1]), Task(config, broken=broken))
+    print("the next command", file=sys.stderr)
 
 cli.app = body
 cli.main()
@@ -74,6 +82,13 @@ def test_a_numeric_failure_is_noted_in_the_folder(tmp_path):
     errors = errors_of_two_processes(tmp_path, "nan")
     assert "is not a finite number at step 4" in errors
     assert (tmp_path / "run" / "failure.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_in_the_last_validation_ends_all(tmp_path):
+    errors = errors_of_two_processes(tmp_path, "late signal")
+    assert "the run is complete" in errors and "the next command" not in errors
+    assert (tmp_path / "run" / "done.json").is_file()
 
 
 def test_a_signal_before_the_first_step_claims_no_state(tmp_path):
