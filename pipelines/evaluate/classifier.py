@@ -26,7 +26,7 @@ from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
-from pipelines.training.validation import block_size, mean_figures, own_rows
+from pipelines.training.validation import block_size, mean_figures, own_rows, readable_images
 
 SMALLEST_IMAGE = 8  # pixels: the classifier halves an image three times
 
@@ -116,7 +116,7 @@ class ClassifierTask:
     """A classifier as a task of the training loop.
 
     Raises:
-        UserError: the data cannot be opened, or has no classes.
+        UserError: the data cannot be opened, no image that validation would read is readable, or there are no classes.
     """
 
     monitor = "loss"
@@ -124,6 +124,7 @@ class ClassifierTask:
     def __init__(self, recipe: ClassifierRecipe):
         self.recipe = recipe
         self.images, self.held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
+        readable_images(self.held_out, self._rows, 1)
         if not self.images.classes or len(self.images.classes) < 2:
             found = self.images.classes
             raise UserError(f"data: found classes {found}, expected at least two to train a classifier on")

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pipelines.base.errors import UserError
-from pipelines.data import open_images
-from pipelines.evaluate.classifier import load_classifier, train_classifier
+from pipelines.data import PixelBatch, Unreadable, open_images
+from pipelines.data.dataset import ImageDataset
+from pipelines.evaluate.classifier import ClassifierTask, load_classifier, train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.training.config import TrainingConfig
 
@@ -65,6 +66,17 @@ def test_a_finished_classifier_is_left_alone(folder, recipe):
     stamp = (folder / "done.json").stat().st_mtime_ns
     train_classifier(recipe)
     assert (folder / "done.json").stat().st_mtime_ns == stamp
+
+
+def test_broken_images_where_validation_reads_are_refused_before_training(recipe, monkeypatch):
+    def broken(self, rows, keep=True):
+        return PixelBatch(
+            torch.empty(0, 3, 32, 32, dtype=torch.uint8), None, [(0, Unreadable(f"row {rows[0]}", "torn"))]
+        )
+
+    monkeypatch.setattr(ImageDataset, "read_pixels", broken)
+    with pytest.raises(UserError, match=r"none of the first 64 validation images can be read.*row 0: torn"):
+        ClassifierTask(recipe)
 
 
 def test_foreign_weights_are_refused(folder, tmp_path):
