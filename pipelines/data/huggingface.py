@@ -246,19 +246,23 @@ class HuggingFace:
         return [partial(_open, value, self.max_pixels) for value in stored]
 
     def _columns(self, rows: Sequence[int], names: list[str]) -> dict[str, list[Any]]:
-        """Values of some columns in these rows. Arrow hands over views: the other columns are not touched."""
+        """Values of some columns in these rows."""
         if not names or not len(rows):
             return {name: [] for name in names}
+        table = self._table(rows)
+        return {name: table.column(name).to_pylist() for name in names}
+
+    def _table(self, rows: Sequence[int]) -> Any:
+        """These rows as an Arrow table. Consecutive ones are a view: columns that nobody reads are not touched."""
         first, last = rows[0], rows[-1]
         consecutive = last - first == len(rows) - 1 and all(row == first + i for i, row in enumerate(rows))
-        table = self.data[slice(first, last + 1) if consecutive else list(rows)]
-        return {name: table.column(name).to_pylist() for name in names}
+        return self.data[slice(first, last + 1) if consecutive else list(rows)]
 
     def _paths(self, rows: Sequence[int]) -> list[str | None]:
         """The file of each picture, None where its bytes stand in the data set itself."""
         if not len(rows):
             return []
-        column = self.data[list(rows)].column(self.config.image).combine_chunks()
+        column = self._table(rows).column(self.config.image).combine_chunks()
         embedded = column.field("bytes").is_valid().to_pylist()
         return [
             None if inside else path for inside, path in zip(embedded, column.field("path").to_pylist(), strict=True)
