@@ -1,7 +1,5 @@
 """What a tokenizer keeps of an image: `smalti reconstruct`. Works for every bottleneck, discrete or continuous."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +23,8 @@ from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, open_images, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
+from pipelines.models.image_pipeline_folder import find_tokenizer
+from pipelines.tokens.encoding_spec import source_digest
 from pipelines.training.tokenizer_task import posterior_stream
 from tokenizer import Autoencoder, ObjectiveConfig, evaluate, psnr
 
@@ -87,10 +87,10 @@ def reconstruct(
     request, output, accelerator = request or ReconstructionRequest(), Path(output), distributed.start()
     target = OutputFolder(output, RECONSTRUCTIONS)
     target.check(overwrite)
-    tokenizer = load_tokenizer(_tokenizer_folder(Path(folder)), accelerator.device)
+    tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     with first_process(accelerator):  # downloads once
         images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), request.split)
-    identity = _identity(tokenizer, data, request)
+    identity = _identity(tokenizer, source_digest(data, images), request)
     written = read_json_if_valid(output / "reconstruction.json") or {"request": identity}
     same = written.get("request") == identity
     if not (same or overwrite or replace_others):
@@ -152,17 +152,12 @@ def _finished(output: Path, written: Any) -> Fidelity | None:
     return found if (output / "reconstructions.png").is_file() else None
 
 
-def _tokenizer_folder(folder: Path) -> Path:
-    return folder / "tokenizer" if (folder / "model_index.json").is_file() else folder
-
-
-def _identity(tokenizer: LoadedTokenizer, data: DataConfig, request: ReconstructionRequest) -> dict[str, Any]:
+def _identity(tokenizer: LoadedTokenizer, images: str, request: ReconstructionRequest) -> dict[str, Any]:
     """What the figures and the figure depend on, by digest."""
-    read = data.model_dump(mode="json", exclude={"augment", "workers", "preprocess"}, exclude_defaults=True)
     return {
         "weights": sha256_of(tokenizer.folder / "model.safetensors"),
         "fingerprint": tokenizer.fingerprint,
-        "data": hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest(),
+        "images": images,
         **request.model_dump(mode="json", exclude={"batch_size"}),
     }
 

@@ -39,6 +39,7 @@ from pipelines.reconstruct import RECONSTRUCTIONS, ReconstructionRequest, recons
 from pipelines.sample import SAMPLES, SampleRequest, sample
 from pipelines.tokens.folder import TOKEN_DATASET
 from pipelines.train import train_recipe
+from pipelines.training.image_digests import image_digests
 from pipelines.training.run_folder import RUN, RunFolder
 
 # The folders of the stages, the last stage first: what is left when they are deleted in this order fits together.
@@ -302,7 +303,7 @@ class StageTimer:
 def _holds_another_run(recipe: ClassifierRecipe) -> bool:
     """Another recipe's classifier makes room: it takes a minute, and no other model depends on it."""
     try:
-        RunFolder(recipe.output).check(recipe, {})
+        RunFolder(recipe.output).check(recipe, image_digests(recipe.data))
     except UserError:
         return True
     return False

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pipelines.base.recipe_files import dump
 from pipelines.recipes.stages import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.tokens.dataset import TokenDataset
+from pipelines.training.image_digests import image_digests
 from pipelines.training.prior_task import Conditioning, PriorTask
 from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
@@ -18,7 +19,7 @@ def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     Raises:
         UserError: the output folder holds another run, or the recipe does not fit its data.
     """
-    return train_run(recipe, digests_of_inputs(recipe), lambda: build_task(recipe), overwrite)
+    return train_run(recipe, lambda: digests_of_inputs(recipe), lambda: build_task(recipe), overwrite)
 
 
 def build_task(recipe: Recipe) -> TrainingTask:
@@ -34,8 +35,10 @@ def build_task(recipe: Recipe) -> TrainingTask:
 
 
 def digests_of_inputs(recipe: Recipe) -> Mapping[str, str]:
-    """What a run is trained from beside its recipe; empty where that has been removed since."""
+    """What a run is trained from and the recipe only points to; empty where that has been removed since."""
     match recipe:
+        case TokenizerRecipe():
+            return image_digests(recipe.data)
         case PriorRecipe() if recipe.tokens.exists():
             return {"tokens": TokenDataset.open(recipe.tokens).manifest.digest}
         case _:

@@ -22,6 +22,7 @@ from pipelines.evaluate.classifier_recipe import ClassifierRecipe, Width
 from pipelines.models.checkpoint import read_config, resolve_folder
 from pipelines.models.weights import load_model, write_weights
 from pipelines.training.collective import Collective
+from pipelines.training.image_digests import image_digests
 from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.size_limits import check_sizes
@@ -187,7 +188,7 @@ def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFo
     Raises:
         UserError: the data has no classes, or the output folder holds another run.
     """
-    return train_run(recipe, {}, lambda: ClassifierTask(recipe), overwrite)
+    return train_run(recipe, lambda: image_digests(recipe.data), lambda: ClassifierTask(recipe), overwrite)
 
 
 def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> LoadedClassifier:

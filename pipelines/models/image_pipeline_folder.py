@@ -68,6 +68,14 @@ def find_image_pipeline(path: str | Path) -> Path:
     return folder
 
 
+def find_tokenizer(path: str | Path) -> Path:
+    """The tokenizer of an image pipeline, or of the output of `smalti run`; any other path itself."""
+    for folder in (Path(path), Path(path) / "image_pipeline"):
+        if (folder / "model_index.json").is_file():
+            return folder / "tokenizer"
+    return Path(path)
+
+
 def read_generation_config(folder: Path) -> SamplingOptions:
     """The sampling options of an image pipeline. UserError names the key that is wrong."""
     path = folder / "generation_config.json"

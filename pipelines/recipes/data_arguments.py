@@ -8,21 +8,25 @@ from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, validate
 from pipelines.data import DataConfig, Split
 from pipelines.models.checkpoint import tokenizer_config
+from pipelines.models.image_pipeline_folder import find_tokenizer
+from pipelines.recipes.pipeline import read_part
 
 
 def data_of(argument: str | None, tokenizer: str | Path) -> DataConfig:
-    """The images that a command reads: `--data FILE.yaml` (its `data:` block), `--data FOLDER` of images, or, without
-    `--data`, those that the tokenizer's run was trained on.
+    """The images that a command reads: `--data FILE.yaml` (its `data` block, of a pipeline its tokenizer's), `--data
+    FOLDER` of images, or, without `--data`, those that the tokenizer's run was trained on.
+
+    `tokenizer` is a run or model folder, an image pipeline, or the output of `smalti run`.
 
     Raises:
         UserError: there is no such file or folder, or the tokenizer does not stand in its run.
     """
-    tokenizer = Path(tokenizer)
+    given, tokenizer = Path(tokenizer), find_tokenizer(tokenizer)
     if argument is None:
-        for folder in (tokenizer, tokenizer.parent):
+        for folder in (given, given.parent):
             if (folder / "recipe.yaml").is_file():
                 return _data_block(folder / "recipe.yaml")
-        raise UserError(f"{tokenizer}: is not inside the run that trained it, so its data is unknown; expected --data")
+        raise UserError(f"{given}: is not inside the run that trained it, so its data is unknown; expected --data")
     path = Path(argument)
     if path.is_dir():
         preprocess = tokenizer_config(tokenizer).preprocess
@@ -39,7 +43,9 @@ def split_of(name: str) -> Split:
 
 
 def _data_block(path: Path) -> DataConfig:
-    content = read_yaml(path)
-    if "data" not in content:
-        raise UserError(f"{path}: data: missing; expected a block as in a tokenizer recipe")
-    return validate(DataConfig, content["data"], f"{path}: data")
+    content, key = read_yaml(path), "data"
+    if content.get("kind") == "pipeline":
+        content, key = read_part(path, content.get("tokenizer")), "tokenizer.data"
+    if not isinstance(content, dict) or "data" not in content:
+        raise UserError(f"{path}: {key}: missing; expected a block as in a tokenizer recipe")
+    return validate(DataConfig, content["data"], f"{path}: {key}")

@@ -96,6 +96,11 @@ class PipelineRecipe(BaseModel):
         return self
 
 
+def read_part(recipe: Path, part: Any) -> Any:
+    """`tokenizer` or `prior` of a pipeline recipe: the block itself, or the file that it names beside the recipe."""
+    return read_yaml(recipe.parent / part) if isinstance(part, str) else part
+
+
 def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> PipelineRecipe:
     """A pipeline recipe, with the recipes that it names put in place of their paths before overrides are applied
     (`tokenizer.training.steps=100`).
@@ -110,6 +115,6 @@ def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipel
             f"{path}: kind: found {content.get('kind')!r}, expected 'pipeline'; `smalti train` takes the others"
         )
     for part in ("tokenizer", "prior"):
-        if isinstance(content.get(part), str):
-            content[part] = read_yaml(path.parent / content[part])
+        if part in content:
+            content[part] = read_part(path, content[part])
     return validate(PipelineRecipe, override(content, overrides or []), path)

@@ -30,12 +30,15 @@ class RunRecipe(Protocol):
 
 
 def train_run(
-    recipe: RunRecipe, inputs: Mapping[str, str], build_task: Callable[[], TrainingTask], overwrite: bool = False
+    recipe: RunRecipe,
+    digest_inputs: Callable[[], Mapping[str, str]],
+    build_task: Callable[[], TrainingTask],
+    overwrite: bool = False,
 ) -> RunFolder:
     """Train what `build_task` makes of a recipe, or continue; a finished run is left as it is.
 
     Args:
-        inputs: digests of what is trained from and the recipe only points to.
+        digest_inputs: digests of what is trained from and the recipe only points to; called on the first process.
         build_task: opens the data and makes the model. It is called before anything in the folder is touched.
 
     Raises:
@@ -47,6 +50,7 @@ def train_run(
     accelerator = distributed.start(config.precision, config.trackers, folder.path / "trackers")
     check_batch_size(config, accelerator.num_processes)
     with first_process(accelerator) as first:
+        inputs = digest_inputs() if first else {}
         if first:
             folder.check(recipe, inputs, overwrite)
     if folder.finished and not overwrite:

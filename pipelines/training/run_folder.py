@@ -18,6 +18,7 @@ from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.recipe_files import dump, flatten_keys
 from pipelines.base.redaction import redact
 from pipelines.data import RESOURCES
+from pipelines.tokens.encoding_spec import LOCATIONS
 
 RUN = OutputKind(
     name="a training run",
@@ -56,6 +57,9 @@ KEYS_IGNORED_ON_RESUME = (
     "training.keep_states",
     "training.trackers",
 )
+
+# Where images lie. Ignored where the images are compared by digest.
+KEYS_OF_LOCATIONS = tuple(f"data.source.{name}" for name in LOCATIONS)
 
 # What a person would change after the loss stopped being finite. Its last good state may then be continued.
 KEYS_FREE_AFTER_FAILURE = (
@@ -113,12 +117,13 @@ class RunFolder:
 
     def _problems(self, recipe: BaseModel, inputs: Mapping[str, str], free: tuple[str, ...] = ()) -> list[str]:
         """Why the run in the folder is another one, apart from the keys that are `free`."""
+        stored = read_json_if_valid(self.path / "inputs.json") or {}
+        ignored = KEYS_IGNORED_ON_RESUME + free + (KEYS_OF_LOCATIONS if stored.keys() & inputs.keys() else ())
         problems = [
             f"{key}: the run has {old!r}, this recipe has {new!r}"
             for key, (old, new) in self._differing(recipe).items()
-            if not key.startswith(KEYS_IGNORED_ON_RESUME + free)
+            if not key.startswith(ignored)
         ]
-        stored = read_json_if_valid(self.path / "inputs.json") or {}
         return problems + [
             f"{name}: the run was trained from {stored[name][:12]}…, found {digest[:12]}…"
             for name, digest in inputs.items()

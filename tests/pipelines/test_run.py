@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipelines.base.errors import UserError
 from pipelines.base.signals import Interrupted
+from pipelines.cli import app
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
@@ -89,6 +91,27 @@ def test_the_report_holds_every_figure_and_every_stage(finished):
 def test_the_image_pipeline_of_a_run_samples_with_the_options_of_the_recipe(finished):
     _, root = finished
     assert ImageGenerationPipeline.from_pretrained(root).generation_config.top_p == 0.9
+
+
+@pytest.mark.parametrize("name", ["out", "out/image_pipeline", "out/tokenizer", "out/tokenizer/best"])
+def test_reconstruct_reads_the_data_of_the_pipeline_that_it_is_given(finished, recipe_file, tmp_path, name):
+    folder = recipe_file.parent / name
+    done = CliRunner().invoke(app, ["reconstruct", str(folder), "-o", str(tmp_path / "r"), "--max-images", "10"])
+    assert done.exception is None, done.exception
+    figures = json.loads((tmp_path / "r" / "reconstruction.json").read_text())["fidelity"]
+    assert figures == finished[0]["reconstruction"]
+
+
+@pytest.mark.parametrize("data", ["pipeline.yaml", "tokenizer.yaml", "out/recipe.yaml"])
+def test_an_image_pipeline_that_stands_alone_reconstructs_the_data_of_a_recipe(finished, recipe_file, tmp_path, data):
+    folder = shutil.copytree(finished[1] / "image_pipeline", tmp_path / "alone")
+    arguments = ["reconstruct", str(folder), "-o", str(tmp_path / "r"), "--max-images", "10"]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, UserError) and "expected --data" in str(refused.exception)
+    done = CliRunner().invoke(app, [*arguments, "--data", str(recipe_file.parent / data)])
+    assert done.exception is None, done.exception
+    figures = json.loads((tmp_path / "r" / "reconstruction.json").read_text())["fidelity"]
+    assert figures == finished[0]["reconstruction"]
 
 
 def test_a_finished_pipeline_is_left_alone(finished, recipe_file, capfd):

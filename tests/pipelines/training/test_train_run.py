@@ -21,7 +21,7 @@ def recipe(path, **training):
 
 def trained(path, overwrite=False, **training):
     wanted = recipe(path, **training)
-    return train_run(wanted, {}, lambda: ToyTask(wanted.training), overwrite)
+    return train_run(wanted, dict, lambda: ToyTask(wanted.training), overwrite)
 
 
 def content(folder):
@@ -31,7 +31,7 @@ def content(folder):
 def test_a_finished_run_is_left_alone(tmp_path, capsys):
     folder = trained(tmp_path / "run")
     before = content(folder.path)
-    train_run(recipe(tmp_path / "run"), {}, lambda: pytest.fail("no model is made"))
+    train_run(recipe(tmp_path / "run"), dict, lambda: pytest.fail("no model is made"))
     assert content(folder.path) == before
     assert "finished; nothing to do" in capsys.readouterr().err
 
@@ -46,7 +46,7 @@ def test_data_that_cannot_be_opened_leave_the_folder_as_it_was(tmp_path, overwri
         raise UserError("data: no such file")
 
     with pytest.raises(UserError, match="no such file"):
-        train_run(recipe(tmp_path / "run"), {}, missing, overwrite)
+        train_run(recipe(tmp_path / "run"), dict, missing, overwrite)
     assert content(folder.path) == before
 
 
@@ -55,7 +55,7 @@ def test_data_that_cannot_be_opened_make_no_folder(tmp_path):
         raise UserError("data: no such file")
 
     with pytest.raises(UserError, match="no such file"):
-        train_run(recipe(tmp_path / "new"), {}, missing)
+        train_run(recipe(tmp_path / "new"), dict, missing)
     assert not (tmp_path / "new").exists()
 
 
