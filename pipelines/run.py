@@ -19,6 +19,7 @@ from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import console, say
 from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
+from pipelines.base.signals import Interrupted
 from pipelines.data import open_images
 from pipelines.encode import encode
 from pipelines.evaluate.classifier import train_classifier
@@ -280,24 +281,41 @@ class Chain:
 
 
 class StageTimer:
-    """Announces each stage and remembers how long it took: the longest call, since a finished stage only looks."""
+    """Announces each stage and remembers how long it took: the longest time, since a finished stage only looks.
+
+    The calls that a signal ended count towards the one that finishes the stage.
+    """
 
     def __init__(self, root: Path, accelerator: Accelerator, fresh: bool):
         self.path, self.main = root / "seconds.json", accelerator.is_main_process
         found = {} if fresh else read_json_if_valid(self.path) or {}
-        self.seconds = {name: float(took) for name, took in found.items() if isinstance(took, int | float)}
+        self.seconds, self.unfinished = (_numbers(found.get(key)) for key in ("seconds", "unfinished"))
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if self.main:
             console.rule(f"[bold]{name}")
-        began = time.monotonic()
-        yield
-        took = round(time.monotonic() - began, 2)
+        began, before = time.monotonic(), self.unfinished.pop(name, 0.0)
+        try:
+            yield
+        except Interrupted:
+            self.unfinished[name] = round(before + time.monotonic() - began, 2)
+            self._write()
+            raise
+        took = round(before + time.monotonic() - began, 2)
         if took > self.seconds.get(name, 0.0):
             self.seconds[name] = took
-            if self.main:
-                write_json(self.path, self.seconds)
+            self._write()
+
+    def _write(self) -> None:
+        if self.main:
+            write_json(self.path, {"seconds": self.seconds, "unfinished": self.unfinished})
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    """The numbers in a mapping that a file holds."""
+    found = found if isinstance(found, dict) else {}
+    return {name: float(took) for name, took in found.items() if isinstance(took, int | float)}
 
 
 def _holds_another_run(recipe: ClassifierRecipe) -> bool:

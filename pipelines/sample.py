@@ -70,8 +70,9 @@ def sample(
     """Write the images into `output/images/`, the overview `samples.png`, and last `samples.json`.
 
     Image i depends on its label, the seed and i: neither on their number, nor on the batch size or the number of
-    processes. Rerunning continues, a larger number adds. `folder` is what `ImageGenerationPipeline.from_pretrained`
-    takes. `replace_others`: samples of another request make room, where they would be refused otherwise.
+    processes. Rerunning continues, a larger number adds, a smaller one counts as other samples. `folder` is what
+    `ImageGenerationPipeline.from_pretrained` takes. `replace_others`: samples of another request make room, where they
+    would be refused otherwise.
 
     Raises:
         UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
@@ -94,7 +95,7 @@ def sample(
     with target.begin(overwrite or others is not None, accelerator):
         if accelerator.is_main_process:
             (output / "samples.json").unlink(missing_ok=True)
-            write_json(output / "request.json", plan.identity)
+            write_json(output / "request.json", plan.identity | {"num_images": request.num_images})
         notes = distributed.gather(_draw(pipeline, plan, request, output, accelerator), accelerator)
         if accelerator.is_main_process:
             _complete(output, plan, {note["index"]: note for note in notes}, pipeline.classes)
@@ -174,6 +175,9 @@ def _others(output: Path, plan: Plan) -> str | None:
         for key, wanted in plan.identity.items()
         if written.get(key) != wanted
     ]
+    found = written.get("num_images", 0)
+    if isinstance(found, int) and found > len(plan.names):
+        differing.append(f"num_images: there {found}, asked {len(plan.names)}")
     return "; ".join(differing) or None
 
 

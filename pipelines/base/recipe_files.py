@@ -41,26 +41,40 @@ def _is_file(path: Path) -> bool:
 
 
 def override(content: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """`content` with each `key.sub=value` (value read as YAML) set. A changed `kind` drops the old variant's keys."""
+    """`content` with each `key.sub=value` (value read as YAML) set. A changed `kind` drops the recipe's keys of the old
+    variant; keys of the same block that are overridden, before or after it, are kept.
+    """
     result = _copied(content)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        where = f"override {_shortened(assignment)}"
-        if not equals or not all(key.split(".")):
-            raise UserError(f"{where}: expected key.sub=value")
-        value = parse_yaml(text, where) if text else None
-        *parents, last = key.split(".")
-        node = result
-        for depth, parent in enumerate(parents):
-            child = node.setdefault(parent, {})
-            if not isinstance(child, dict):
-                found = ".".join(parents[: depth + 1])
-                raise UserError(f"{where}: {found} is {_shortened(child)}, which has no key {last!r}")
-            node = child
-        if last == "kind" and node.get("kind") != value:
-            node.clear()
-        node[last] = value
+    for index, assignment in enumerate(assignments):
+        key = assignment.partition("=")[0]
+        if _assign(result, assignment):
+            block = key.removesuffix("kind")
+            for earlier in assignments[:index]:
+                if earlier.startswith(block) and earlier.partition("=")[0] != key:
+                    _assign(result, earlier)
     return result
+
+
+def _assign(content: dict[str, Any], assignment: str) -> bool:
+    """Set one key in place; returns whether this has changed the `kind` of a block."""
+    key, equals, text = assignment.partition("=")
+    where = f"override {_shortened(assignment)}"
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{where}: expected key.sub=value")
+    value = parse_yaml(text, where) if text else None
+    *parents, last = key.split(".")
+    node = content
+    for depth, parent in enumerate(parents):
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            found = ".".join(parents[: depth + 1])
+            raise UserError(f"{where}: {found} is {_shortened(child)}, which has no key {last!r}")
+        node = child
+    changed = last == "kind" and node.get("kind") != value
+    if changed:
+        node.clear()
+    node[last] = value
+    return changed
 
 
 def _copied(node: Any) -> Any:

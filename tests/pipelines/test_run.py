@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from pipelines.cli import app
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
-from pipelines.run import run
+from pipelines.run import StageTimer, run
 from pipelines.sample import SampleRequest, sample
 from pipelines.train import train_recipe
 
@@ -382,3 +383,16 @@ def test_guidance_needs_a_null_condition_that_is_trained(recipe_file):
     load_pipeline(recipe_file, guided)
     with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but prior\.condition_dropout is 0"):
         load_pipeline(recipe_file, [*guided, "prior.condition_dropout=0"])
+
+
+def test_the_time_of_a_stage_is_the_sum_of_its_interrupted_calls(tmp_path, monkeypatch):
+    clock = iter([0.0, 20.0, 100.0, 105.0, 200.0, 203.0, 300.0, 301.0])  # calls of 20, 5, 3 and 1 seconds
+    monkeypatch.setattr("pipelines.run.time.monotonic", lambda: next(clock))
+    for _ in range(2):
+        with pytest.raises(Interrupted), StageTimer(tmp_path, Accelerator(), fresh=False)("prior"):
+            interrupt()
+    for _ in range(2):  # the second call finds the stage finished
+        timer = StageTimer(tmp_path, Accelerator(), fresh=False)
+        with timer("prior"):
+            pass
+        assert timer.seconds == {"prior": 28.0}

@@ -226,3 +226,16 @@ def test_two_processes_write_what_one_writes(image_pipeline, make_data, tmp_path
     assert two["request"] == one["request"]
     assert one["fidelity"].pop("negative_elbo") is two["fidelity"].pop("negative_elbo") is None  # approx takes numbers
     assert two["fidelity"] == pytest.approx(one["fidelity"], rel=1e-6)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_fewer_images_than_there_are_must_be_asked_for_with_overwrite(image_pipeline, tmp_path, killed):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=3))
+    if killed:
+        (tmp_path / "s" / "samples.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")}
+    with pytest.raises(UserError, match="num_images: there 3, asked 2"):
+        sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")} == before
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2), overwrite=True)
+    assert len(list((tmp_path / "s" / "images").iterdir())) == len(read_samples(tmp_path / "s").labels) == 2

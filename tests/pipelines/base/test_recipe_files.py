@@ -96,3 +96,9 @@ def test_shipped_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
     assert find_recipe("configs/shapes/tokenizer.yaml").is_file()
     with pytest.raises(UserError, match="no such recipe"):
         find_recipe("configs/nothing.yaml")
+
+
+@pytest.mark.parametrize("order", [("net.widths=[2, 3]", "net.kind=deep"), ("net.kind=deep", "net.widths=[2, 3]")])
+def test_an_override_is_kept_whether_it_stands_before_or_after_the_kind(order):
+    content = {"net": {"kind": "flat", "width": 3}}
+    assert override(content, list(order)) == {"net": {"kind": "deep", "widths": [2, 3]}}
