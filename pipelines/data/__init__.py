@@ -55,9 +55,10 @@ class DataConfig(BaseModel):
     the cores of this process, at most 8).
 
     A picture is decoded once: its prepared pixels are kept in memory where those of all rows of the source fit
-    `cache_bytes`. Larger data sets of Hugging Face, and those that several processes of this machine read, use a
-    memory-mapped file of up to `cache_file_bytes` (and half of the free disk) in the folder $SMALTI_CACHE (default:
-    ~/.cache/smalti). It stays for the next command and may be deleted at any time. 0 switches a cache off.
+    `cache_bytes`, which the processes of this machine share, and a quarter of its memory. Larger data sets, and those
+    that several processes of this machine read, use a memory-mapped file of up to `cache_file_bytes` (and half of the
+    free disk) in the folder $SMALTI_CACHE (default: ~/.cache/smalti). It stays for the next command and may be deleted
+    at any time. 0 switches a cache off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,5 +1,6 @@
 """A split of a recipe's data: rows of a source, prepared as the recipe says."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,7 +117,7 @@ class ImageDataset:
         self._array = source.array if source.array is not None and source.array.shape == wanted else None
         self._unreadable = UnreadableRows(len(source))
         self._cache: PixelCache | None = None
-        if self._array is None or not self._array.in_memory:
+        if (cache_bytes or cache_file_bytes) and (self._array is None or not self._array.in_memory):
             identity = None if source.fingerprint is None else f"{source.fingerprint}\n{preprocess.model_dump_json()}"
             decoded = self._array is None
             self._cache = pixel_cache(identity, len(source), wanted, cache_bytes, cache_file_bytes, decoded)
@@ -237,7 +238,8 @@ class ImageDataset:
         if not self.needs_decoding or first_has_checked():
             return
         bad: list[Unreadable] = []
-        with progress(len(self), "checking images", "image") as meter:
+        first = os.environ.get("RANK", "0") == "0"
+        with progress(len(self), "checking images", "image", visible=first) as meter:
             for start in range(0, len(self), CHECKED_AT_ONCE):
                 rows = range(start, min(start + CHECKED_AT_ONCE, len(self)))
                 bad += [unreadable for _, unreadable in self.read_pixels(rows).unreadable]

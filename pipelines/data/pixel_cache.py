@@ -23,7 +23,10 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.base.memory_limits import machine_memory
+
 FORMAT = "smalti-pixels/1"
+MEMORY_SHARE = 4  # pixels take a quarter of the machine's memory at most
 Shape = tuple[int, int, int]
 
 
@@ -115,7 +118,8 @@ def pixel_cache(
 
     `identity` names the pictures and how they are prepared (None: nothing does). A file is used above `memory_bytes`,
     and where a launcher started several processes on this machine, if there is an identity and the pictures are
-    `decoded`, for drawing them again is cheaper. It may be as large as `file_bytes` and half of the free disk.
+    `decoded`, for drawing them again is cheaper. `memory_bytes`, at most a quarter of the machine's memory, is that of
+    all these processes together. The file may be as large as `file_bytes` and half of the free disk.
     """
     size = length * record_type(shape).itemsize
     name = None
@@ -124,9 +128,10 @@ def pixel_cache(
         name = hashlib.sha256(text.encode()).hexdigest()
         if (found := _open_caches.get(name)) is not None:
             return found
-    alone = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory_bytes = min(memory_bytes, machine_memory() // MEMORY_SHARE) // processes
     cache = None
-    if name is not None and decoded and (size > memory_bytes or not alone) and size <= file_bytes:
+    if name is not None and decoded and (size > memory_bytes or processes > 1) and size <= file_bytes:
         cache = _in_file(cache_folder() / f"{name}.pixels", length, shape, size, file_bytes)
     if cache is None and size <= memory_bytes:
         cache = PixelCache(length, shape)

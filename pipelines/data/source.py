@@ -59,8 +59,10 @@ class ImageSource(Protocol):
     classes: list[str] | None
     has_text: bool
     provenance: dict[str, Any]
-    fingerprint: str | None
     array: PixelArray | None
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
     def __len__(self) -> int: ...
 

@@ -1,10 +1,14 @@
 """Any image data set of torchvision, by name. Its signature tells how it names its splits."""
 
 import fcntl
+import hashlib
 import inspect
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +29,7 @@ SPELLINGS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 UNKNOWN = -2  # a target that no item has shown so far
+MOST_FILES = 10_000  # below the root whose size and time are looked at, where a data set does not list its files
 PROBES = 8  # rows that must agree between an array of pixels and the items of the data set
 
 
@@ -160,12 +165,12 @@ class Torchvision:
     """
 
     has_text = False
-    fingerprint: str | None = None
 
     def __init__(self, data: Any, config: TorchvisionConfig, split: Split, max_pixels: int = 2**62):
         self.data, self.name, self.split, self.max_pixels = data, config.name, split, max_pixels
         self.root = os.path.abspath(config.root)
         self.provenance: dict[str, Any] = {"kind": "torchvision", "path": config.name, "split": split}
+        self._options = [config.name, split, config.splits, config.arguments, self.root, max_pixels]
         self._check_gives_images()
         self.targets = _targets(data)
         self.classes = self._classes()
@@ -174,6 +179,17 @@ class Torchvision:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the options, the targets, and size and time of the files, or of the root's where none are listed."""
+        digest = hashlib.sha256(json.dumps([self._options, self.classes, len(self)], default=str).encode())
+        if self.targets is not None:
+            digest.update(self.targets.numpy().tobytes())
+        unlisted = islice(_files_below(self.root), MOST_FILES)
+        for path in unlisted if self._files is None else map(_path_of, self._files):
+            digest.update(f"\n{path} {_state(path)}".encode())
+        return digest.hexdigest()
 
     def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
         labels = self.labels(rows) if labels is None else labels
@@ -185,8 +201,7 @@ class Torchvision:
             return None
         if self.targets is None:
             return torch.tensor([self._label(row) for row in rows], dtype=torch.int64)
-        else:
-            found = self.targets[torch.as_tensor(rows, dtype=torch.int64)]
+        found = self.targets[torch.as_tensor(rows, dtype=torch.int64)]
         return torch.where((found >= 0) & (found < len(self.classes)), found, -1)
 
     def contents(self, rows: Sequence[int]) -> list[RowContent]:
@@ -241,13 +256,24 @@ class Torchvision:
 
     def _path(self, row: int) -> Path | None:
         """The file of a picture, where the data set lists files below its root."""
+        return None if self._files is None else self._below_root(_path_of(self._files[row]))
+
+    @cached_property
+    def _files(self) -> Sequence[Any] | None:
+        """The data set's own list of files, or of files and their targets; None where it has none below its root."""
         for name in ("samples", "_samples", "_image_files", "_images", "images", "filename"):
             listed = getattr(self.data, name, None)
-            if isinstance(listed, Sequence) and len(listed) == len(self.data):
-                path = listed[row][0] if isinstance(listed[row], (tuple, list)) else listed[row]
-                if isinstance(path, (str, Path)) and (whole := Path(os.path.abspath(path))).is_relative_to(self.root):
-                    return whole
+            if not isinstance(listed, Sequence) or not 0 < len(listed) == len(self.data):
+                continue
+            if self._below_root(_path_of(listed[0])) is not None:
+                return listed
         return None
+
+    def _below_root(self, path: Any) -> Path | None:
+        if not isinstance(path, (str, Path)):
+            return None
+        whole = Path(os.path.abspath(path))
+        return whole if whole.is_relative_to(self.root) else None
 
     def _check_gives_images(self) -> None:
         try:
@@ -279,6 +305,26 @@ class Torchvision:
         if isinstance(count := getattr(data, "num_classes", None), int):
             return [str(i) for i in range(count)]
         return None if targets is None or int(targets.max()) < 0 else [str(i) for i in range(int(targets.max()) + 1)]
+
+
+def _path_of(listed: Any) -> Any:
+    return listed[0] if isinstance(listed, (tuple, list)) else listed
+
+
+def _files_below(root: str) -> Iterator[str]:
+    """In an order that depends on the names alone."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        yield from (os.path.join(folder, name) for name in sorted(names))
+
+
+def _state(path: str) -> str:
+    """Size and time of a file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _integer(target: Any) -> bool:

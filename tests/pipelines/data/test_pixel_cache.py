@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -10,7 +11,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, open_images, training_loader
 from pipelines.data.pixel_cache import PixelCache, cache_folder, pixel_cache, record_type
 
@@ -108,6 +111,21 @@ def test_several_processes_of_a_machine_share_a_file(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert pixel_cache("a", 10, SHAPE, 10**6, 10**6)._file is not None
     assert pixel_cache("drawn", 10, SHAPE, 10**6, 10**6, decoded=False)._file is None
+
+
+def test_the_budget_of_memory_is_that_of_all_processes(monkeypatch):
+    size = 10 * record_type(SHAPE).itemsize
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert pixel_cache(None, 10, SHAPE, 2 * size, 0) is not None
+    assert pixel_cache(None, 10, SHAPE, 2 * size - 1, 0) is None
+
+
+def test_pixels_take_a_quarter_of_the_machines_memory_at_most(monkeypatch):
+    size = 10 * record_type(SHAPE).itemsize
+    monkeypatch.setattr("pipelines.data.pixel_cache.machine_memory", lambda: 4 * size)
+    assert pixel_cache(None, 10, SHAPE, 10**9, 0) is not None
+    monkeypatch.setattr("pipelines.data.pixel_cache.machine_memory", lambda: 4 * size - 4)
+    assert pixel_cache(None, 10, SHAPE, 10**9, 0) is None
 
 
 def test_the_folder_stays_within_its_budget():
@@ -228,6 +246,56 @@ def test_a_changed_file_is_decoded_again(parquet, tmp_path):
     pq.write_table(table.take(list(range(29, -1, -1))), path)
     os.utime(path, (1, 1))
     assert not torch.equal(open_images(data(path, **BUDGETS["file"]), "train").read_batch(range(20)).image, before)
+
+
+def pictures(root, **fields) -> DataConfig:
+    source = {"kind": "torchvision", "name": "ImageFolder", "root": str(root), "download": False}
+    recipe = {"source": source, "preprocess": {"size": 8}, "validation_fraction": 0.25, "test_fraction": 0, **fields}
+    return DataConfig.model_validate(recipe)
+
+
+@pytest.fixture
+def image_folder(class_folders, tmp_path):
+    shutil.copytree(class_folders / "train", tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_carved_splits_of_torchvision_share_one_cache(image_folder, monkeypatch, processes):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    train, validation = (open_images(pictures(image_folder), split) for split in ("train", "validation"))
+    assert train._cache is validation._cache is not None
+    assert (train._cache._file is not None) == (processes == "2")
+
+
+@pytest.mark.parametrize("change", ["picture", "max_pixels", "arguments"])
+def test_changed_data_of_torchvision_are_decoded_again(image_folder, change):
+    def images(**fields):
+        return open_images(pictures(image_folder, cache_bytes=0, validation_fraction=0, **fields), "train")
+
+    before = images().read_batch(range(12))
+    if change == "picture":
+        Image.new("RGB", (20, 16), "red").save(image_folder / "cat" / "00.png")
+        after = images().read_batch(range(12))
+        changed = [not torch.equal(a, b) for a, b in zip(before.image, after.image, strict=True)]
+        assert changed == [True, *[False] * 11]
+    elif change == "max_pixels":
+        with pytest.raises(UserError, match="none of the 12 images"):
+            images(max_pixels=100)
+    else:
+        other = pictures(image_folder, cache_bytes=0)
+        source = other.source.model_copy(update={"arguments": {"allow_empty": True}})
+        assert open_images(other.model_copy(update={"source": source}), "train")._cache is not images()._cache
+
+
+def test_files_that_torchvision_does_not_list_are_looked_at(fashion, tmp_path):
+    shutil.copytree(fashion / "FashionMNIST", tmp_path / "FashionMNIST")
+    source = {"kind": "torchvision", "name": "FashionMNIST", "root": str(tmp_path), "download": False}
+    recipe = DataConfig.model_validate({"source": source, "preprocess": {"size": 8}, "validation_fraction": 0})
+    before = open_images(recipe, "train")._source.fingerprint
+    assert open_images(recipe, "train")._source.fingerprint == before
+    os.utime(tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte", (1, 1))
+    assert open_images(recipe, "train")._source.fingerprint != before
 
 
 KILLED = """

@@ -433,6 +433,15 @@ def test_refusing_names_the_unreadable(parquet, capfd):
         open_images(recipe, "train")
 
 
+@pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
+def test_the_first_process_alone_shows_that_images_are_checked(folder, capfd, monkeypatch, rank, shown):
+    monkeypatch.setenv("RANK", rank)
+    recipe = config({"kind": "huggingface", "path": str(folder)}, on_unreadable="refuse")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_images(recipe, "train")
+    assert ("checking images" in capfd.readouterr().err) == shown
+
+
 def test_refusing_accepts_what_is_whole(fashion, capfd):
     source = {"kind": "torchvision", "name": "FashionMNIST", "root": str(fashion), "download": False}
     assert len(open_images(config(source, on_unreadable="refuse", validation_fraction=0), "train")) == 40
