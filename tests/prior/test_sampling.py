@@ -211,7 +211,8 @@ def test_streams_that_take_turns_on_one_decoder_are_refused(make_prior):
     prior = make_prior()
     decoder = CachedDecoder(prior)
     first, second = (stream(prior, SamplingRequest(SEEDS, LABELS), decoder=decoder) for _ in range(2))
-    next(first), next(first), next(second), next(second)
+    for each in (first, first, second, second):
+        next(each)
     with pytest.raises(ValueError, match="another batch"):
         next(first)
 
