@@ -12,6 +12,7 @@ from torch import Tensor
 # Where PIL looks for an orientation, beside the tags of TIFF files (tag_v2).
 EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 Byte = Annotated[int, Field(ge=0, le=255)]
+MAX_SIZE = 16384  # pixels a side: an RGB image of 768 MiB
 
 
 class Preprocess(BaseModel):
@@ -24,7 +25,7 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     mode: Literal["L", "RGB"] = "RGB"
-    size: int = Field(ge=1)
+    size: int = Field(ge=1, le=MAX_SIZE)
     resample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     crop: Literal["center", "none", "pad"] = "center"

@@ -1,7 +1,5 @@
 """Preprocessing against PIL's and torchvision's own operations."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -26,17 +24,6 @@ def tensor(image: Image.Image) -> torch.Tensor:
 def test_identity_changes_no_pixel(mode):
     image = noise(mode, 28, 28)
     assert torch.equal(prepare_image(image, Preprocess(mode=mode, size=28)), tensor(image))
-
-
-def test_identity_is_cheap():
-    image, config = noise("L", 28, 28), Preprocess(mode="L", size=28)
-    rounds = []
-    for _ in range(20):
-        begin = time.perf_counter()
-        for _ in range(50):
-            prepare_image(image, config)
-        rounds.append((time.perf_counter() - begin) / 50)
-    assert min(rounds) < 100e-6  # measured: 15 µs; the slack is for a busy machine
 
 
 @pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic"])
@@ -134,3 +121,8 @@ def test_the_first_frame_of_an_animation(tmp_path):
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     with Image.open(tmp_path / "film.gif") as image:
         assert prepare_image(image, Preprocess(size=8))[:, 4, 4].tolist() == [255, 0, 0]
+
+
+def test_a_size_that_no_machine_can_hold_is_refused():
+    with pytest.raises(ValueError, match="less than or equal to 16384"):
+        Preprocess(size=10**6)
