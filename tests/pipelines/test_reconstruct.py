@@ -107,7 +107,7 @@ def test_secrets_of_the_data_are_not_written(tiny_tokenizer, data, tmp_path):
     assert set(json.loads((tmp_path / "out" / "reconstruction.json").read_text())["request"]) == {
         "weights",
         "fingerprint",
-        "data",
+        "images",
         "split",
         "max_images",
         "num_pairs",

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.base.errors import UserError
-from pipelines.data import PixelBatch, Unreadable, open_images
+from pipelines.data import DataConfig, PixelBatch, Unreadable, open_images
 from pipelines.data.dataset import ImageDataset
 from pipelines.evaluate.classifier import ClassifierTask, load_classifier, train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
@@ -105,7 +106,12 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_allocated(fold
         load_classifier(tmp_path)
 
 
-def test_data_without_classes_is_refused(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.data.shapes.CLASSES", [])
+def test_data_without_classes_is_refused(recipe, tmp_path):
+    for number in range(20):
+        path = tmp_path / "photos" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(path)
+    source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(tmp_path / "photos")}}
+    data = DataConfig.model_validate({"source": source, "preprocess": recipe.data.preprocess})
     with pytest.raises(UserError, match="expected at least two to train a classifier on"):
-        train_classifier(recipe.model_copy(update={"output": tmp_path / "never"}))
+        train_classifier(recipe.model_copy(update={"output": tmp_path / "never", "data": data}))
