@@ -4,6 +4,7 @@ A process that fails leaves a note in the store. The others may be waiting in a 
 a thread of each looks for such a note and ends its process.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -18,17 +19,26 @@ SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_FOR_THE_OTHERS = 5.0
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
-_watching = threading.Event()
+_ending = threading.Event()
+_watcher: threading.Thread | None = None
 
 
 def watch_other_processes(processes: Processes) -> None:
     """From now on, end this process when another one has reported a failure."""
-    if processes.num_processes == 1 or _watching.is_set():
+    global _watcher
+    if processes.num_processes == 1 or _watcher is not None:
         return
     store = process_store.connect()
     if store is not None:
-        _watching.set()
-        threading.Thread(target=_watch, args=(store,), name="smalti-failures", daemon=True).start()
+        _watcher = threading.Thread(target=_watch, args=(store,), name="smalti-failures", daemon=True)
+        _watcher.start()
+        atexit.register(_end_watcher, _watcher)
+
+
+def _end_watcher(watcher: threading.Thread) -> None:
+    """A thread that is in the store's C++ code when the interpreter ends would abort the process."""
+    _ending.set()
+    watcher.join(timeout=SECONDS_FOR_THE_OTHERS)
 
 
 def report_failure(exit_code: int) -> tuple[int, bool]:
@@ -64,7 +74,8 @@ def _wait_for_the_others(store: Any, world: int) -> None:
 def _watch(store: Any) -> None:
     try:
         while not store.check([_key("failure")]):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if _ending.wait(SECONDS_BETWEEN_LOOKS):
+                return
         first = json.loads(store.get(_key("failure")))
         if first["rank"] == int(os.environ.get("RANK", "0")):
             return
