@@ -80,5 +80,5 @@ def test_nobody_enters_the_loop_before_all_have_opened_their_data(tmp_path, monk
     monkeypatch.setattr("pipelines.training.run.wait_for_all", lambda accelerator: events.append("wait"))
     monkeypatch.setattr(RunFolder, "begin", lambda *arguments: events.append("begin") or begin(*arguments))
     whole = recipe(tmp_path / "run")
-    train_run(whole, {}, lambda: events.append("open") or ToyTask(whole.training))
+    train_run(whole, dict, lambda: events.append("open") or ToyTask(whole.training))
     assert events == ["open", "wait", "begin"]
