@@ -70,9 +70,9 @@ def sample(
     """Write the images into `output/images/`, the overview `samples.png`, and last `samples.json`.
 
     Image i depends on its label, the seed and i: neither on their number, nor on the batch size or the number of
-    processes. Rerunning continues, a larger number adds, a smaller one counts as other samples. `folder` is what
-    `ImageGenerationPipeline.from_pretrained` takes. `replace_others`: samples of another request make room, where they
-    would be refused otherwise.
+    processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none. `folder`
+    is what `ImageGenerationPipeline.from_pretrained` takes. `replace_others`: samples of another request make room,
+    where they would be refused otherwise, and so do images beyond `num_images`.
 
     Raises:
         UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
@@ -87,17 +87,21 @@ def sample(
     others = _others(output, plan)
     if others and not (overwrite or replace_others):
         raise UserError(f"{output}: holds other samples ({others}); choose another --output, or --overwrite")
-    if not overwrite and not others and _finished(output, plan):
+    there = 0 if overwrite or others else _num_finished(output, plan)
+    if there == request.num_images or (there > request.num_images and not replace_others):
         if accelerator.is_main_process:
-            say(f"{output}: already sampled, {request.num_images:,} images; nothing to do")
+            more = f"; the first {request.num_images:,} are those asked for" if there > request.num_images else ""
+            say(f"{output}: already sampled, {there:,} images{more}; nothing to do")
         return output
     wait_for_all(accelerator)  # nobody looks at the folder any more
     with target.begin(overwrite or others is not None, accelerator):
         if accelerator.is_main_process:
             (output / "samples.json").unlink(missing_ok=True)
-            write_json(output / "request.json", plan.identity | {"num_images": request.num_images})
+            write_json(output / "request.json", plan.identity)
         notes = distributed.gather(_draw(pipeline, plan, request, output, accelerator), accelerator)
         if accelerator.is_main_process:
+            if replace_others:
+                _remove_all_but(output, plan.names)
             _complete(output, plan, {note["index"]: note for note in notes}, pipeline.classes)
         wait_for_all(accelerator)
     return output
@@ -175,19 +179,25 @@ def _others(output: Path, plan: Plan) -> str | None:
         for key, wanted in plan.identity.items()
         if written.get(key) != wanted
     ]
-    found = written.get("num_images", 0)
-    if isinstance(found, int) and found > len(plan.names):
-        differing.append(f"num_images: there {found}, asked {len(plan.names)}")
     return "; ".join(differing) or None
 
 
-def _finished(output: Path, plan: Plan) -> bool:
+def _num_finished(output: Path, plan: Plan) -> int:
+    """How many images of this request samples.json lists, if the wanted ones are among them and there; else 0."""
     done = read_json_if_valid(output / "samples.json") or {}
     entries = done.get("images")
-    if done.get("request") != plan.identity or not isinstance(entries, list) or len(entries) != len(plan.names):
-        return False
-    files = [entry.get("file") for entry in entries if isinstance(entry, dict)]
-    return files == list(plan.names) and all((output / name).is_file() for name in plan.names)
+    if done.get("request") != plan.identity or not isinstance(entries, list):
+        return 0
+    wanted, listed = list(plan.names), [entry.get("file") for entry in entries if isinstance(entry, dict)]
+    complete = listed[: len(wanted)] == wanted and all((output / name).is_file() for name in wanted)
+    return len(listed) if complete else 0
+
+
+def _remove_all_but(output: Path, names: Sequence[str]) -> None:
+    """Delete the images that an earlier request, for more of them, has left."""
+    wanted = {output / name for name in names}
+    for path in set((output / "images").glob("*.png")) - wanted:
+        path.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:

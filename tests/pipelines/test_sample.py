@@ -228,14 +228,40 @@ def test_two_processes_write_what_one_writes(image_pipeline, make_data, tmp_path
     assert two["fidelity"] == pytest.approx(one["fidelity"], rel=1e-6)
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_fewer_images_than_there_are_must_be_asked_for_with_overwrite(image_pipeline, tmp_path, killed):
+def test_fewer_images_than_there_are_need_nothing_to_be_drawn(image_pipeline, tmp_path, capfd):
     sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=3))
-    if killed:
-        (tmp_path / "s" / "samples.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")}
-    with pytest.raises(UserError, match="num_images: there 3, asked 2"):
-        sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*")} == before
+    said = " ".join(capfd.readouterr().err.split())
+    assert "already sampled, 3 images; the first 2 are those asked for; nothing to do" in said
+
+
+def test_fewer_images_than_a_killed_command_was_to_draw(image_pipeline, tmp_path):
+    """Those that it has drawn already stay, and a larger number finds them again."""
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=3))
+    (tmp_path / "s" / "samples.json").unlink()
+    before = files(tmp_path / "s")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "images").iterdir()}
+    for number in (2, 3):
+        found = read_samples(sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=number)))
+        assert len(found.labels) == number
+        assert files(tmp_path / "s") == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "images").iterdir()} == stamps
+
+
+def test_fewer_images_keep_the_first_where_the_others_make_room(image_pipeline, tmp_path):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=3))
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "images").iterdir()}
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2), replace_others=True)
+    kept = read_samples(tmp_path / "s").files
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "images").iterdir()} == {
+        path: stamps[path] for path in kept
+    }
+    assert len(kept) == 2
+
+
+def test_overwriting_leaves_no_more_images_than_asked_for(image_pipeline, tmp_path):
+    sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=3))
     sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2), overwrite=True)
     assert len(list((tmp_path / "s" / "images").iterdir())) == len(read_samples(tmp_path / "s").labels) == 2
