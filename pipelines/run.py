@@ -20,7 +20,7 @@ from pipelines.base.progress import console, say
 from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
 from pipelines.base.signals import Interrupted
-from pipelines.data import open_images
+from pipelines.data import RESOURCES, open_images
 from pipelines.encode import encode
 from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
@@ -40,6 +40,7 @@ from pipelines.reconstruct import RECONSTRUCTIONS, ReconstructionRequest, recons
 from pipelines.sample import SAMPLES, SampleRequest, sample
 from pipelines.tokens.folder import TOKEN_DATASET
 from pipelines.train import train_recipe
+from pipelines.training.config import BOOKKEEPING
 from pipelines.training.image_digests import image_digests
 from pipelines.training.run_folder import RUN, RunFolder
 
@@ -116,9 +117,19 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
 
 
 def identity(recipe: PipelineRecipe) -> Mapping[str, Any]:
-    """The recipe without secrets and without the folder that it writes, which may be moved."""
-    written = {"output": True, "tokenizer": {"output"}, "prior": {"output", "tokens"}}
-    return redact(recipe.model_dump(mode="json", exclude=written))
+    """The recipe without secrets, without the folder that it writes, which may be moved, and without options that
+    change no result.
+    """
+    training = set(BOOKKEEPING)
+    left_out = {
+        "output": True,
+        "tokenizer": {"output": True, "data": set(RESOURCES), "training": training},
+        "prior": {"output": True, "tokens": True, "training": training},
+        "encode": {"batch_size"},
+        "sample": {"batch_size"},
+        "evaluate": {"classifier": {"training": training}},
+    }
+    return redact(recipe.model_dump(mode="json", exclude=left_out))
 
 
 def sources(root: Path) -> dict[str, str]:

@@ -9,6 +9,9 @@ from pipelines.training.optimizer import OptimizerConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+# Of TrainingConfig: how a run is watched and stored, never what it computes.
+BOOKKEEPING = ("log_every", "save_every", "keep_states", "trackers")
+
 
 class TrainingConfig(BaseModel):
     """How long and how a model is trained. One step is one update of every phase from `batch_size` examples."""

@@ -19,6 +19,7 @@ from pipelines.base.recipe_files import dump, flatten_keys
 from pipelines.base.redaction import redact
 from pipelines.data import RESOURCES
 from pipelines.tokens.encoding_spec import LOCATIONS
+from pipelines.training.config import BOOKKEEPING
 
 RUN = OutputKind(
     name="a training run",
@@ -52,10 +53,7 @@ KEYS_IGNORED_ON_RESUME = (
     "output",
     "tokens",
     *(f"data.{name}" for name in RESOURCES),
-    "training.log_every",
-    "training.save_every",
-    "training.keep_states",
-    "training.trackers",
+    *(f"training.{name}" for name in BOOKKEEPING),
 )
 
 # Where images lie. Ignored where the images are compared by digest.

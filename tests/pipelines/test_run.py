@@ -160,6 +160,7 @@ STAGES = {"tokenizer", "tokens", "prior", "image_pipeline", "samples", "reconstr
     [
         ("sample.seed=5", {"samples"}),
         ("sample.num_images=8", {"samples"}),
+        ("sample.num_images=4", {"samples"}),
         ("sample.options.guidance_scale=2.5", {"image_pipeline", "samples"}),
         ("sample.options.top_p=null", {"image_pipeline", "samples"}),
         ("evaluate.max_images=5", {"reconstructions"}),
@@ -183,6 +184,31 @@ def test_a_larger_number_of_samples_keeps_those_that_are_there(recipe_file, copi
     run(load_pipeline(recipe_file, [f"output={copied}", "sample.num_images=8"]))
     assert [path.stat().st_mtime_ns for path in kept] == before
     assert len(list((copied / "samples" / "images").iterdir())) == 8
+
+
+def test_a_smaller_number_of_samples_keeps_the_first(recipe_file, copied):
+    first = sorted((copied / "samples" / "images").iterdir())[:4]
+    before = {path: path.stat().st_mtime_ns for path in first}
+    report = run(load_pipeline(recipe_file, [f"output={copied}", "sample.num_images=4"]))
+    assert {path: path.stat().st_mtime_ns for path in (copied / "samples" / "images").iterdir()} == before
+    assert report["labels"]["images"] == 4
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tokenizer.data.workers=1",
+        "tokenizer.data.cache_bytes=0",
+        "tokenizer.training.log_every=1",
+        "prior.training.keep_states=1",
+        "encode.batch_size=8",
+        "sample.batch_size=3",
+    ],
+)
+def test_an_option_that_changes_no_result_leaves_a_pipeline_finished(recipe_file, copied, override):
+    before = stamps(copied)
+    run(load_pipeline(recipe_file, [f"output={copied}", override]))
+    assert stamps(copied) == before
 
 
 def test_figures_do_not_depend_on_what_was_there_before(recipe_file, copied, finished):
