@@ -70,9 +70,9 @@ def sample(
     """Write the images into `output/images/`, the overview `samples.png`, and last `samples.json`.
 
     Image i depends on its label, the seed and i: neither on their number, nor on the batch size or the number of
-    processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none. `folder`
-    is what `ImageGenerationPipeline.from_pretrained` takes. `replace_others`: samples of another request make room,
-    where they would be refused otherwise, and so do images beyond `num_images`.
+    processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none.
+    `folder` is what `ImageGenerationPipeline.from_pretrained` takes. `replace_others`: samples of another request make
+    room, where they would be refused otherwise, and so do images beyond `num_images`.
 
     Raises:
         UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
