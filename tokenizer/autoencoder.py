@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder, check_image_size
+from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
 from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck
 from tokenizer.latent_priors import StandardNormal
 from tokenizer.likelihoods import LikelihoodConfig, build_likelihood
@@ -32,7 +32,7 @@ class AutoencoderConfig(Options):
 
     @model_validator(mode="after")
     def _grid_is_whole(self):
-        check_image_size(self.backbone, self.image_size)
+        self.backbone.grid_side(self.image_size)
         return self
 
 
@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
     @property
     def grid(self) -> tuple[int, int, int]:
         """(h, w, q): rows, columns and codes per position; q = 0 when the latent is continuous."""
-        side = self.config.image_size // self.config.backbone.downsampling
+        side = self.config.backbone.grid_side(self.config.image_size)
         return side, side, self.bottleneck.num_quantizers
 
     @property

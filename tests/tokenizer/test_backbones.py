@@ -3,9 +3,12 @@
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from tests.tokenizer.members import examples
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
+from tokenizer.backbones.conv import ConvConfig
+from tokenizer.backbones.mlp import MlpConfig
 from tokenizer.backbones.resnet import ResnetConfig
 from tokenizer.layers import Attention, Downsample, Sequential, Upsample
 
@@ -14,24 +17,21 @@ MEMBERS = examples(BackboneConfig)
 every_member = pytest.mark.parametrize("config", MEMBERS.values(), ids=MEMBERS)
 
 
-def size_of(config) -> int:
-    """An image three positions wide."""
-    return 3 * config.downsampling
+SIZE = 12  # every example takes it
 
 
 @every_member
-def test_shapes_go_down_by_the_factor_and_up_again(config):
-    size = size_of(config)
-    encoder, decoder = build_encoder(config, 3, 5, size), build_decoder(config, 6, 7, size)
-    assert encoder(torch.rand(2, 3, size, size)).shape == (2, 5, 3, 3)
-    assert decoder(torch.rand(2, 6, 3, 3)).shape == (2, 7, size, size)
+def test_shapes_go_down_to_the_grid_and_up_again(config):
+    grid = config.grid_side(SIZE)
+    encoder, decoder = build_encoder(config, 3, 5, SIZE), build_decoder(config, 6, 7, SIZE)
+    assert encoder(torch.rand(2, 3, SIZE, SIZE)).shape == (2, 5, grid, grid)
+    assert decoder(torch.rand(2, 6, grid, grid)).shape == (2, 7, SIZE, SIZE)
 
 
 @every_member
 def test_every_parameter_gets_a_gradient(config):
-    size = size_of(config)
-    encoder, decoder = build_encoder(config, 1, 4, size), build_decoder(config, 4, 1, size)
-    decoder(encoder(torch.rand(3, 1, size, size))).square().sum().backward()
+    encoder, decoder = build_encoder(config, 1, 4, SIZE), build_decoder(config, 4, 1, SIZE)
+    decoder(encoder(torch.rand(3, 1, SIZE, SIZE))).square().sum().backward()
     for part in (encoder, decoder):
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -39,24 +39,35 @@ def test_every_parameter_gets_a_gradient(config):
 
 @every_member
 def test_images_of_a_batch_do_not_see_each_other(config):
-    size = size_of(config)
-    x = torch.rand(3, 1, size, size, requires_grad=True)
-    build_encoder(config, 1, 4, size)(x)[1].sum().backward()
+    x = torch.rand(3, 1, SIZE, SIZE, requires_grad=True)
+    build_encoder(config, 1, 4, SIZE)(x)[1].sum().backward()
     assert x.grad is not None
     assert [bool(image.abs().sum() > 0) for image in x.grad] == [False, True, False]
 
 
 @every_member
-def test_an_image_size_that_is_no_multiple_of_the_downsampling_is_refused(config):
-    size = size_of(config) + 1
-    with pytest.raises(ValueError, match=rf"image_size {size} .* {config.downsampling}"):
-        build_encoder(config, 1, 4, size)
+def test_an_image_size_is_taken_or_refused_by_name(config):
+    for size in range(1, SIZE):
+        try:
+            grid = config.grid_side(size)
+        except ValueError as error:
+            assert f"image_size {size} is not a multiple of" in str(error)
+            for build in (build_encoder, build_decoder):
+                with pytest.raises(ValueError, match=f"image_size {size} "):
+                    build(config, 1, 4, size)
+        else:
+            assert build_encoder(config, 1, 4, size)(torch.rand(2, 1, size, size)).shape == (2, 4, grid, grid)
+
+
+def test_halving_needs_a_multiple():
+    with pytest.raises(ValueError, match="image_size 10 is not a multiple of 4, the downsampling of this conv"):
+        ConvConfig().grid_side(10)
+    assert ConvConfig().grid_side(12) == ResnetConfig().grid_side(12) == 3
 
 
 @every_member
 def test_a_condition_can_be_carried(config):
-    size = size_of(config)
-    for network in (build_encoder(config, 3, 5, size), build_decoder(config, 6, 7, size)):
+    for network in (build_encoder(config, 3, 5, SIZE), build_decoder(config, 6, 7, SIZE)):
         assert isinstance(network, Sequential)
 
 
@@ -64,6 +75,47 @@ def test_a_condition_can_be_carried(config):
 def test_configuration_survives_json(config):
     adapter = TypeAdapter(BackboneConfig)
     assert adapter.validate_json(adapter.dump_json(config)) == config
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_mlp_is_dense_layers_on_the_flattened_image(gated):
+    encoder, x = build_encoder(MlpConfig(widths=(9, 7), gated=gated), 2, 4, 3), torch.rand(5, 2, 3, 3)
+    h = x.reshape(5, 18)
+    dense = [layer for layer in encoder if isinstance(layer, nn.Linear)]
+    for layer, width in zip(dense, (9, 7), strict=False):
+        if gated:
+            (w1, w2), (b1, b2) = layer.weight.split(width), layer.bias.split(width)
+            h = (h @ w1.T + b1) * torch.sigmoid(h @ w2.T + b2)
+        else:
+            h = (h @ layer.weight.T + layer.bias).clamp(min=0)
+    torch.testing.assert_close(encoder(x), dense[-1](h)[:, :, None, None])
+
+
+@pytest.mark.parametrize("build", [build_encoder, build_decoder])
+def test_the_weights_of_the_mlp_begin_as_in_the_paper(build):
+    torch.manual_seed(0)
+    for layer in build(MlpConfig(gated=True), 10, 40, 28):
+        if isinstance(layer, nn.Linear):
+            assert abs(layer.weight.std() / (2 / layer.in_features) ** 0.5 - 1) < 0.05
+            assert layer.bias.abs().max() <= layer.in_features**-0.5
+
+
+def test_the_mlp_of_the_paper_has_as_many_weights_as_its_code():
+    encoder, decoder = build_encoder(MlpConfig(gated=True), 1, 80, 28), build_decoder(MlpConfig(gated=True), 40, 1, 28)
+    gated = 2 * (785 * 300 + 301 * 300)
+    assert sum(p.numel() for p in encoder.parameters()) == gated + 301 * 80
+    assert sum(p.numel() for p in decoder.parameters()) == 2 * (41 * 300 + 301 * 300) + 301 * 784
+
+
+def test_the_decoder_of_the_mlp_mirrors_its_encoder():
+    encoder, decoder = (build(MlpConfig(widths=(9, 7)), 1, 1, 3) for build in (build_encoder, build_decoder))
+    down, up = ([part.out_features for part in net if isinstance(part, nn.Linear)] for net in (encoder, decoder))
+    assert down == [9, 7, 1] and up == [7, 9, 9]
+
+
+def test_a_gated_layer_has_no_other_activation():
+    with pytest.raises(ValidationError, match="activation: found tanh with gated: true"):
+        MlpConfig(gated=True, activation="tanh")
 
 
 def test_dropout_decides_no_code_and_the_width_does():

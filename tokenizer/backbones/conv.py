@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.backbones.halving import halved
 from tokenizer.layers import Sequential
 from tokenizer.options import Options
 
@@ -23,10 +24,9 @@ class ConvConfig(Options):
     residual_blocks: int = Field(default=2, ge=0, le=1000)
     residual_width: int = Field(default=32, gt=0)
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels per side of a grid cell."""
-        return 2 ** len(self.widths)
+    def grid_side(self, image_size: int) -> int:
+        """Raises ValueError when the image cannot be halved so often."""
+        return halved(image_size, len(self.widths), self.kind)
 
 
 class PlainResidualBlock(nn.Module):
@@ -42,7 +42,7 @@ class PlainResidualBlock(nn.Module):
 
 
 def conv_encoder(config: ConvConfig, in_channels: int, out_channels: int) -> Sequential:
-    """(b, in_channels, H, W) -> (b, out_channels, H / downsampling, W / downsampling)."""
+    """(b, in_channels, H, W) -> (b, out_channels, h, w)."""
     layers: list[nn.Module] = []
     for before, after in pairwise((in_channels, *config.widths)):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
@@ -52,7 +52,7 @@ def conv_encoder(config: ConvConfig, in_channels: int, out_channels: int) -> Seq
 
 
 def conv_decoder(config: ConvConfig, in_channels: int, out_channels: int) -> Sequential:
-    """(b, in_channels, h, w) -> (b, out_channels, h * downsampling, w * downsampling)."""
+    """(b, in_channels, h, w) -> (b, out_channels, H, W)."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, config.widths[-1], 3, padding=1), *_trunk(config)]
     *upsampled, last = pairwise((*reversed(config.widths), out_channels))
     for before, after in upsampled:

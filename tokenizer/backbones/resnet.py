@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from tokenizer.backbones.halving import halved
 from tokenizer.layers import Attention, Downsample, ResidualBlock, Sequential, Upsample, group_norm
 from tokenizer.options import TRAINING_ONLY, Options
 
@@ -23,10 +24,15 @@ class ResnetConfig(Options):
     middle_attention: bool = True
     dropout: Annotated[float, TRAINING_ONLY] = Field(default=0.0, ge=0, lt=1)
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels per side of a grid cell."""
-        return 2 ** (len(self.multipliers) - 1)
+    def grid_side(self, image_size: int) -> int:
+        """Raises ValueError when the image cannot be halved so often, or attention is at no grid there is."""
+        side = halved(image_size, len(self.multipliers) - 1, self.kind)
+        if not set(self.attention_grids) <= set(self.grids(image_size)):
+            raise ValueError(
+                f"attention_grids {list(self.attention_grids)} must be among {self.grids(image_size)}, "
+                f"the sides of the grids between {image_size} pixels and the codes"
+            )
+        return side
 
     def grids(self, image_size: int) -> list[int]:
         """The side of the grid at each level, from the pixels down to the codes."""
@@ -34,7 +40,7 @@ class ResnetConfig(Options):
 
 
 def resnet_encoder(config: ResnetConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
-    """(b, in_channels, H, W) -> (b, out_channels, H / downsampling, W / downsampling)."""
+    """(b, in_channels, H, W) -> (b, out_channels, h, w)."""
     channels = config.width
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1)]
     grids = config.grids(image_size)
@@ -50,7 +56,7 @@ def resnet_encoder(config: ResnetConfig, in_channels: int, out_channels: int, im
 
 
 def resnet_decoder(config: ResnetConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
-    """(b, in_channels, h, w) -> (b, out_channels, h * downsampling, w * downsampling)."""
+    """(b, in_channels, h, w) -> (b, out_channels, H, W)."""
     channels = config.width * config.multipliers[-1]
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1), *_middle(config, channels)]
     for multiplier, grid in reversed(list(zip(config.multipliers, config.grids(image_size), strict=True))):
