@@ -63,7 +63,7 @@ def _hidden(config: MlpConfig, widths: tuple[int, ...]) -> list[nn.Module]:
 
 
 def _dense(in_features: int, out_features: int) -> nn.Linear:
-    """Weights of variance 2 / in_features (He et al. 2015, arXiv 1502.01852), biases as torch has them: as in both codes."""
+    """As both codes begin: weights of variance 2 / in_features (arXiv 1502.01852, equation 10), biases as in torch."""
     layer = nn.Linear(in_features, out_features)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / in_features))
     return layer
