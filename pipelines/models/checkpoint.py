@@ -161,7 +161,7 @@ def resolve_folder(path: str | Path) -> Path:
     """A model folder itself, or the `best/` (else `last/`) model of a run folder."""
     path = Path(path)
     for candidate in (path, path / "best", path / "last"):
-        if (candidate / "config.json").is_file():
+        if (candidate / "config.json").exists():
             return candidate
     if not path.exists():
         raise UserError(

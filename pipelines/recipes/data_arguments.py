@@ -24,7 +24,7 @@ def data_of(argument: str | None, tokenizer: str | Path) -> DataConfig:
     given, tokenizer = Path(tokenizer), find_tokenizer(tokenizer)
     if argument is None:
         for folder in (given, given.parent):
-            if (folder / "recipe.yaml").is_file():
+            if (folder / "recipe.yaml").exists():
                 return _data_block(folder / "recipe.yaml")
         raise UserError(f"{given}: is not inside the run that trained it, so its data is unknown; expected --data")
     path = Path(argument)

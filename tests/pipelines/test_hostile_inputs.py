@@ -1,23 +1,15 @@
 """Inputs that no command can use: one message on stderr, exit code 2, nothing written. `tests/benchmarks/
-hostile_inputs.py` holds hundreds more, with limits of time and memory."""
+hostile_inputs/` holds hundreds more, with limits of time and memory."""
 
+import shutil
 import sys
 
 import pytest
 
 from pipelines import cli
-
-RECIPE = """
-kind: tokenizer
-output: out
-data: {source: {kind: shapes, train: 64, validation: 16, test: 16}, preprocess: {size: 32}}
-model:
-  backbone: {kind: conv, widths: [4, 8], residual_blocks: 1, residual_width: 4}
-  bottleneck: {kind: vq, num_codes: 16, dim: 4}
-  likelihood: {kind: normal, scale: 0.2}
-objective: {weights: {nll: 1, commitment: 0.25}}
-training: {steps: 4, batch_size: 8}
-"""
+from tests.benchmarks.hostile_inputs.case import BYTES, SECONDS, Case, Outcome
+from tests.benchmarks.hostile_inputs.families import all_cases
+from tests.benchmarks.hostile_inputs.fixture import TOKENIZER as RECIPE
 
 
 @pytest.fixture
@@ -143,3 +135,42 @@ def test_labels_that_are_lists(refused, tmp_path):
     Dataset.from_dict({"image": [b"x"] * 8, "label": [[1]] * 8}).to_parquet(tmp_path / "table.parquet")
     source = "{kind: huggingface, path: parquet, data_files: table.parquet, label: label}"
     assert "source.label" in refused("train", "recipe.yaml", f"data.source={source}")
+
+
+def test_a_folder_in_the_place_of_a_recipe_is_named(refused, tmp_path, tiny_tokenizer):
+    shutil.copytree(tiny_tokenizer, tmp_path / "done" / "tokenizer")
+    shutil.copy(tmp_path / "recipe.yaml", tmp_path / "done")
+    (tmp_path / "done" / "tokenizer" / "recipe.yaml").mkdir()
+    assert "done/tokenizer/recipe.yaml" in refused("encode", "done/tokenizer", "-o", "out")
+
+
+def test_a_folder_in_the_place_of_the_best_models_config_is_named(refused, tmp_path, tiny_tokenizer):
+    shutil.copytree(tiny_tokenizer, tmp_path / "run" / "last")
+    (tmp_path / "run" / "best" / "config.json").mkdir(parents=True)
+    assert "run/best/config.json" in refused("encode", "run", "-o", "out", "--data", "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("ended", "failure"),
+    [
+        ({"exit_code": 0}, "exit code 0"),
+        ({"exit_code": 1}, "exit code 1"),
+        ({"exit_code": None}, "stopped"),
+        ({"errors": " \n"}, "no message"),
+        ({"errors": "Traceback (most recent call last)"}, "traceback"),
+        ({"errors": "UserWarning: old"}, "warning"),
+        ({"seconds": SECONDS + 1}, " s"),
+        ({"peak": BYTES + 1}, "GiB"),
+    ],
+)
+def test_the_benchmark_tells_a_bad_answer_from_a_good_one(ended, failure):
+    answer = {"exit_code": 2, "seconds": 1.0, "peak": 2**20, "errors": "smalti: a.yaml: no such recipe"}
+    case = Case("recipe", "a missing one", ["train", "a.yaml"])
+    assert not Outcome(case, **answer).failures
+    (found,) = Outcome(case, **(answer | ended)).failures
+    assert failure in found
+
+
+def test_every_case_of_the_benchmark_has_a_name_of_its_own():
+    names = [str(case) for case in all_cases()]
+    assert len(names) == len(set(names)) > 271
