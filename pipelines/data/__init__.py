@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base.errors import UserError
 from pipelines.data.augment import Augment
+from pipelines.data.binarize import Binarize
 from pipelines.data.dataset import Example, ImageBatch, ImageDataset, PixelBatch, Unreadable
 from pipelines.data.huggingface import HuggingFaceConfig, HuggingFaceSplits
 from pipelines.data.loader import ordered_batches, training_loader
@@ -20,6 +21,7 @@ __all__ = [
     "RESOURCES",
     "SPLITS",
     "Augment",
+    "Binarize",
     "DataConfig",
     "Example",
     "HuggingFaceConfig",
@@ -51,7 +53,8 @@ class DataConfig(BaseModel):
     `on_unreadable`: "skip" leaves out what cannot be read and names it; "refuse" reads every image once at the start
     and stops if one cannot be read. `max_pixels`: larger pictures count as unreadable, by their header.
     `validation_fraction`, `test_fraction`: shares of the training rows that serve as these splits where the data has
-    none of its own (0: do without). `augment` changes training images only. `workers`: threads that decode pictures (0:
+    none of its own (0: do without). `augment` changes training images only; `binarize` (None: off) makes all images
+    black and white. `workers`: threads that decode pictures (0:
     the cores of this process, at most 8).
 
     A picture is decoded once: its prepared pixels are kept in memory where those of all rows of the source fit
@@ -65,6 +68,7 @@ class DataConfig(BaseModel):
     source: SourceConfig
     preprocess: Preprocess
     augment: Augment = Augment()
+    binarize: Binarize | None = None
     on_unreadable: Literal["skip", "refuse"] = "skip"
     max_pixels: int = Field(default=50_000_000, ge=1)
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -101,7 +105,7 @@ def open_images(config: DataConfig, split: Split) -> ImageDataset:
         raise UserError(f"data: the {split} split of {source.provenance} is empty")
     augment = config.augment if split == "train" else Augment()
     budgets = config.cache_bytes, config.cache_file_bytes
-    dataset = ImageDataset(source, config.preprocess, rows, augment, config.workers, *budgets)
+    dataset = ImageDataset(source, config.preprocess, rows, augment, config.workers, *budgets, config.binarize, split)
     if config.on_unreadable == "refuse":
         dataset.check_all_readable()
     else:

@@ -19,12 +19,13 @@ from pipelines.base.first_process import first_has_checked
 from pipelines.base.progress import progress
 from pipelines.base.random_streams import Key, permutation_at
 from pipelines.data.augment import Augment
+from pipelines.data.binarize import Binarize, binarize_rows
 from pipelines.data.content_digest import ROWS_AT_ONCE, ContentDigest
 from pipelines.data.decoding import decode_images
 from pipelines.data.image_files import DECODE_ERRORS, reason
 from pipelines.data.pixel_cache import PixelCache, pixel_cache
 from pipelines.data.preprocess import Preprocess, prepare_image
-from pipelines.data.source import ImageSource, RowMetadata
+from pipelines.data.source import ImageSource, RowMetadata, Split
 from pipelines.data.splits import RowNumbers
 from pipelines.data.unreadable_rows import UnreadableRows
 
@@ -95,8 +96,9 @@ class ImageDataset:
     augments.
 
     `rows` are the rows of the source that belong to the split (None: all of them). `provenance` says where the images
-    come from, for the spec of a token dataset. `augment`, `workers` (decoding threads, 0: chosen) and the budgets of
-    the cache (0: none) are the recipe's.
+    come from, for the spec of a token dataset. `augment`, `workers` (decoding threads, 0: chosen), the budgets of the
+    cache (0: none) and `binarize` are the recipe's. `split` names the random stream of images that are binarised once;
+    the cache holds them grey.
     """
 
     def __init__(
@@ -108,9 +110,13 @@ class ImageDataset:
         workers: int = 0,
         cache_bytes: int = 0,
         cache_file_bytes: int = 0,
+        binarize: Binarize | None = None,
+        split: Split = "train",
     ):
         self._source, self.preprocess, self._rows = source, preprocess, rows
         self.augment, self.workers = augment or Augment(), workers
+        self.binarize = binarize
+        self._split: Split = split
         self.classes, self.has_text = source.classes, source.has_text
         self.provenance = {**source.provenance, "rows": len(self)}
         wanted = (preprocess.channels, preprocess.size, preprocess.size)
@@ -133,6 +139,11 @@ class ImageDataset:
     def needs_decoding(self) -> bool:
         """False where finished pixels come from memory or a drawing, so that no image can be unreadable."""
         return self._array is None
+
+    @property
+    def binarized_anew(self) -> bool:
+        """Whether training draws black and white pixels each time that it sees an image."""
+        return self.binarize is not None and self.binarize.method == "dynamic"
 
     def key(self, index: int) -> str:
         return self._source.metadata(self._source_rows([index]).tolist())[0].key
@@ -162,6 +173,7 @@ class ImageDataset:
             return Unreadable(known.key, reason(error))
         if self.classes is not None and known.label is None:
             return Unreadable(known.key, NO_LABEL)
+        image = self._binarized(image[None], np.array(rows))[0]
         return Example(known.key, image, known.label, known.text, known.factors)
 
     def read_pixels(self, indices: Indices, keep: bool = True) -> PixelBatch:
@@ -179,8 +191,8 @@ class ImageDataset:
     def read_replacing(
         self, indices: Indices, seed: int, places: NDArray[np.int64]
     ) -> tuple[PixelBatch, list[Unreadable]]:
-        """As `read_pixels`, but random readable rows take the place of unreadable ones, so that the batch is whole.
-        Also the unreadable rows that were met.
+        """As `read_pixels`, but random readable rows take the place of unreadable ones, so that the batch is whole, and
+        images that training binarises anew each time are grey. Also the unreadable rows that were met.
 
         `places` are those of `indices` in the stream of examples. The substitute depends on the seed, the place and
         which rows can be read. It is drawn uniformly, and anew in every epoch, so that no row is seen more often.
@@ -188,14 +200,15 @@ class ImageDataset:
         Raises:
             UserError: not a single row can be read.
         """
-        images, labels, failures = self._read(rows := self._source_rows(indices))
+        read = self._read_prepared if self.binarized_anew else self._read
+        images, labels, failures = read(rows := self._source_rows(indices))
         met = [bad for _, bad in self._named(rows, failures)]
         waiting = {at: self._substitutes((seed, "replace", int(places[at]))) for at in failures}
         while waiting:
             drawn = [row for candidates in waiting.values() for row in islice(candidates, 1)]
             if len(drawn) < len(waiting):
                 raise UserError(f"none of the {len(self):,} images can be read; the first: {met[0]}")
-            found, found_labels, failed = self._read(substitutes := np.array(drawn, dtype=np.int64))
+            found, found_labels, failed = read(substitutes := np.array(drawn, dtype=np.int64))
             met += [bad for _, bad in self._named(substitutes, failed)]
             for number, at in enumerate(list(waiting)):
                 if number not in failed:
@@ -259,6 +272,14 @@ class ImageDataset:
         return found if self._rows is None else self._rows[found]
 
     def _read(self, rows: NDArray[np.int64], keep: bool = True) -> PixelsOfRows:
+        """Rows of the source, binarised if the recipe says so."""
+        images, labels, failures = self._read_prepared(rows, keep)
+        return self._binarized(images, rows), labels, failures
+
+    def _binarized(self, images: UInt8[Tensor, "n c h w"], rows: NDArray[np.int64]) -> UInt8[Tensor, "n c h w"]:
+        return images if self.binarize is None else binarize_rows(images, self.binarize, self._split, rows)
+
+    def _read_prepared(self, rows: NDArray[np.int64], keep: bool = True) -> PixelsOfRows:
         """Rows of the source: from the cache those that are there; the others are decoded, and kept."""
         cache = self._cache
         if cache is None:

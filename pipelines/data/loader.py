@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.base.errors import DataWarning
 from pipelines.data.augment import augment
+from pipelines.data.binarize import draw_binary
 from pipelines.data.dataset import ImageBatch, ImageDataset, Unreadable
 from pipelines.data.read_ahead import batches_per_chunk, read_ahead
 from pipelines.data.sampler import batch_indices, positions
@@ -45,7 +46,10 @@ class TrainingLoader:
         rows = torch.cat([batch_indices(self.seed, step, where[0], len(self.dataset), *where[1:]) for step in steps])
         places = torch.cat([torch.from_numpy(positions(step, *where)) for step in steps]).numpy()
         batch, unreadable = self.dataset.read_replacing(rows, self.seed, places)
-        found = {"image": augment(batch.image, self.dataset.augment, self.seed, places)}
+        images = augment(batch.image, self.dataset.augment, self.seed, places)
+        if self.dataset.binarized_anew:
+            images = draw_binary(images, (self.seed, "binarize"), places)
+        found = {"image": images}
         if batch.label is not None:
             found["label"] = batch.label
         if torch.cuda.is_available():

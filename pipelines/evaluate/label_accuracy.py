@@ -38,7 +38,7 @@ class LabelAccuracy:
 
 def checks_itself(data: DataConfig) -> bool:
     """Whether labels of this data can be read back from pixels: shapes in colour."""
-    return isinstance(data.source, ShapesConfig) and data.preprocess.channels == 3
+    return isinstance(data.source, ShapesConfig) and data.preprocess.channels == 3 and data.binarize is None
 
 
 def label_checker(

@@ -144,15 +144,17 @@ def compute_batch(image_size: int, device: torch.device) -> int:
 def source_digest(data: DataConfig, images: ImageDataset) -> str:
     """sha256 that tells one set of images from another, wherever it is stored.
 
-    It covers the options that choose rows and columns (defaults left out), all rows as they are stored (keys, labels,
-    texts, the size and in part the bytes of each picture: `ContentDigest`), and prepared pixels of up to 16 evenly
-    spread rows.
+    It covers the options that choose rows, columns and binarisation (defaults left out), all rows as they are stored
+    (keys, labels, texts, the size and in part the bytes of each picture: `ContentDigest`), and prepared pixels of up to
+    16 evenly spread rows.
     """
     options = {
         "kind": data.source.kind,
         "source": data.source.model_dump(mode="json", exclude_defaults=True, exclude={*LOCATIONS}),
         "data": data.model_dump(
-            mode="json", exclude_defaults=True, include={"max_pixels", "validation_fraction", "test_fraction"}
+            mode="json",
+            exclude_defaults=True,
+            include={"max_pixels", "validation_fraction", "test_fraction", "binarize"},
         ),
         "rows": len(images),
         "content": images.content_digest(),
