@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.conditions import ConditionConfig, film_layers, norm_layer
+
 
 class Sequential(nn.Sequential):
     """Layers one after another. Those with `takes_condition = True` are called as `layer(x, condition)`."""
@@ -15,31 +17,41 @@ class Sequential(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "b c h w"], condition: Tensor | None = None) -> Float[Tensor, "b d h2 w2"]:
         for layer in self:
-            x = layer(x, condition) if getattr(layer, "takes_condition", False) else layer(x)
+            x = call(layer, x, condition)
         return x
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def call(layer: nn.Module, x: Tensor, condition: Tensor | None) -> Tensor:
+    """`layer(x, condition)` if the layer takes one, otherwise `layer(x)`."""
+    return layer(x, condition) if getattr(layer, "takes_condition", False) else layer(x)
+
+
+def group_norm(channels: int, condition: ConditionConfig | None = None) -> nn.Module:
     """32 groups as in VQGAN, or the largest power of two below that divides a narrower layer."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    return norm_layer(condition, channels, math.gcd(32, channels))
 
 
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3 convolution, twice, added to the input (Esser et al. 2021, arXiv 2012.09841, table 7)."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0):
+    takes_condition = True
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.0, condition: ConditionConfig | None = None
+    ):
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = group_norm(in_channels, condition)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = group_norm(out_channels, condition)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.film = Sequential(*film_layers(condition, out_channels))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.shortcut(x) + h
+    def forward(self, x: Float[Tensor, "b c h w"], condition: Tensor | None = None) -> Float[Tensor, "b d h w"]:
+        h = self.conv1(F.silu(call(self.norm1, x, condition)))
+        h = self.conv2(self.dropout(F.silu(call(self.norm2, h, condition))))
+        return self.shortcut(x) + self.film(h, condition)
 
 
 class Attention(nn.Module):

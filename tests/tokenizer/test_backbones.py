@@ -118,6 +118,46 @@ def test_a_gated_layer_has_no_other_activation():
         MlpConfig(gated=True, activation="tanh")
 
 
+BETA_VAE = ConvConfig(widths=(32, 32, 64, 64), residual_blocks=0, dense_widths=(256,))
+
+
+def test_the_network_of_disentanglement_lib_can_be_written_as_a_recipe():
+    encoder, decoder = build_encoder(BETA_VAE, 1, 20, 64), build_decoder(BETA_VAE, 10, 1, 64)
+    kinds = {part: [type(layer).__name__ for layer in part] for part in (encoder, decoder)}
+    assert kinds[encoder] == ["Conv2d", "ReLU"] * 4 + ["Flatten", "Linear", "ReLU", "Linear", "Unflatten"]
+    dense = ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Unflatten"]
+    assert kinds[decoder] == dense + ["ConvTranspose2d", "ReLU"] * 3 + ["ConvTranspose2d"]
+    shapes = {part: [tuple(p.shape) for p in part.parameters() if p.ndim > 1] for part in (encoder, decoder)}
+    convolutions = [(32, 1, 4, 4), (32, 32, 4, 4), (64, 32, 4, 4), (64, 64, 4, 4)]
+    assert shapes[encoder] == [*convolutions, (256, 1024), (20, 256)]
+    assert shapes[decoder] == [(256, 10), (1024, 256), *convolutions[::-1]]
+
+
+def test_a_vector_sees_the_whole_image_and_shapes_the_whole_image():
+    for config in (BETA_VAE, ResnetConfig(width=8, multipliers=(1, 1, 1), middle_attention=False, dense_widths=())):
+        image, z = torch.rand(1, 1, 32, 32, requires_grad=True), torch.rand(1, 4, 1, 1)
+        build_encoder(config, 1, 1, 32)(image).sum().backward()
+        assert image.grad is not None and (image.grad != 0).all()
+        decoder = build_decoder(config, 4, 1, 32)
+        assert (decoder(z) != decoder(z + 1)).all()
+
+
+def test_names_of_weights_that_stored_folders_hold():
+    conv = ConvConfig(widths=(4, 8), residual_blocks=1)
+    assert list(build_encoder(conv, 1, 2, 8).state_dict())[::2] == [
+        f"{name}.weight" for name in ("0", "2", "4", "5.conv1", "5.conv2", "7")
+    ]
+    assert list(build_decoder(conv, 1, 2, 8).state_dict())[::2] == [
+        f"{name}.weight" for name in ("0", "1.conv1", "1.conv2", "3", "5")
+    ]
+    resnet = build_encoder(ResnetConfig(width=8, multipliers=(1, 2), residual_blocks=1), 1, 2, 8).state_dict()
+    block, attention = ("norm1", "conv1", "norm2", "conv2"), ("norm", "qkv", "out")
+    expected = ["0", *(f"1.{name}" for name in block), "2.conv", *(f"3.{name}" for name in (*block, "shortcut"))]
+    expected += [f"4.{name}" for name in block] + [f"5.{name}" for name in attention]
+    expected += [f"6.{name}" for name in block] + ["7", "9"]
+    assert list(resnet)[::2] == [f"{name}.weight" for name in expected]
+
+
 def test_dropout_decides_no_code_and_the_width_does():
     assert ResnetConfig(dropout=0.1).encode_config() == ResnetConfig().encode_config()
     assert ResnetConfig(width=32).encode_config() != ResnetConfig().encode_config()

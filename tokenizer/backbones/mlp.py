@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
+from tokenizer.conditions import ConditionConfig, hidden_layers, input_channels, input_layers
 from tokenizer.layers import Sequential
 from tokenizer.options import Options
 
@@ -38,27 +39,31 @@ class MlpConfig(Options):
         return 1
 
 
-def mlp_encoder(config: MlpConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
+def mlp_encoder(
+    config: MlpConfig, in_channels: int, out_channels: int, image_size: int, condition: ConditionConfig | None
+) -> Sequential:
     """(b, in_channels, H, W) -> (b, out_channels, 1, 1)."""
-    widths = (in_channels * image_size**2, *config.widths)
-    layers = [nn.Flatten(), *_hidden(config, widths), _dense(widths[-1], out_channels)]
+    widths = (in_channels * image_size**2 + input_channels(condition), *config.widths)
+    layers = [nn.Flatten(), *_hidden(config, widths, condition), _dense(widths[-1], out_channels)]
     return Sequential(*layers, nn.Unflatten(1, (out_channels, 1, 1)))
 
 
-def mlp_decoder(config: MlpConfig, in_channels: int, out_channels: int, image_size: int) -> Sequential:
+def mlp_decoder(
+    config: MlpConfig, in_channels: int, out_channels: int, image_size: int, condition: ConditionConfig | None
+) -> Sequential:
     """(b, in_channels, 1, 1) -> (b, out_channels, H, W)."""
-    widths = (in_channels, *reversed(config.widths))
-    layers = [nn.Flatten(), *_hidden(config, widths), _dense(widths[-1], out_channels * image_size**2)]
+    widths = (in_channels + input_channels(condition), *reversed(config.widths))
+    layers = [nn.Flatten(), *_hidden(config, widths, condition), _dense(widths[-1], out_channels * image_size**2)]
     return Sequential(*layers, nn.Unflatten(1, (out_channels, image_size, image_size)))
 
 
-def _hidden(config: MlpConfig, widths: tuple[int, ...]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
+def _hidden(config: MlpConfig, widths: tuple[int, ...], condition: ConditionConfig | None) -> list[nn.Module]:
+    layers = input_layers(condition)
     for before, after in pairwise(widths):
         # W1 and W2 side by side: one product of matrices instead of two.
-        layers += (
-            [_dense(before, 2 * after), nn.GLU(1)] if config.gated else [_dense(before, after), _activation(config)]
-        )
+        wide = 2 * after if config.gated else after
+        nonlinearity = nn.GLU(1) if config.gated else _activation(config)
+        layers += [_dense(before, wide), *hidden_layers(condition, wide), nonlinearity]
     return layers
 
 
