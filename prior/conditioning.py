@@ -11,9 +11,9 @@ from prior.vocabulary import Vocabulary
 def condition_tokens(
     vocabulary: Vocabulary, condition: Int[Tensor, "b ..."] | None, batch: int, device: torch.device
 ) -> Int[Tensor, "b c"]:
-    """The ids of each image's condition: (b,) labels or (b, c) values of a longer segment.
+    """The ids of each image's condition: (b,) labels or (b, c) values of a longer segment; -1 is an absent value.
 
-    None is the null condition, the one that `drop_condition` leaves behind.
+    None, and -1 for a single image, is the null condition, the one that `drop_condition` leaves behind.
 
     Raises ValueError for a condition given to an unconditional prior, for the wrong shape, and for values out of range.
     """
@@ -27,8 +27,9 @@ def condition_tokens(
     if condition[0].numel() != segment.length:
         raise ValueError(f"{segment.name}: found {condition[0].numel()} values a row, expected {segment.length}")
     tokens = condition.reshape(batch, segment.length).long()
-    check_range(tokens, vocabulary.null, segment.name)
-    return tokens.to(device)
+    absent = tokens == -1
+    check_range(tokens.masked_fill(absent, 0), vocabulary.null, segment.name)
+    return tokens.masked_fill(absent, vocabulary.null).to(device)
 
 
 def drop_condition(tokens: Int[Tensor, "b c"], vocabulary: Vocabulary, probability: float) -> Int[Tensor, "b c"]:

@@ -19,7 +19,8 @@ class PriorPhase(nn.Module):
         self.model = model
 
     def forward(self, batch: Mapping[str, Tensor], step: int = 0) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean cross-entropy in nats per code of `batch["codes"]` (b, h, w, q), given `batch["label"]` (b,).
+        """Mean cross-entropy in nats per code of `batch["codes"]` (b, h, w, q), given `batch["label"]` (b,): -1 where
+        an image has none.
 
         Raises ValueError when a conditional prior finds no condition in the batch; an unconditional one ignores it.
         """

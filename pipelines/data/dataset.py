@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,7 +33,7 @@ from pipelines.data.unreadable_rows import UnreadableRows
 CHECKED_AT_ONCE = 1024
 FETCHED_AT_ONCE = 256  # encoded pictures in memory: they may be large
 CANDIDATES_AT_ONCE = 64  # rows that may take the place of an unreadable one
-NO_LABEL = "the row has no label that names a class"
+LABELS_AT_ONCE = 100_000
 
 # Images and labels (None: no classes) of some rows, and why some places hold nothing.
 PixelsOfRows = tuple[UInt8[Tensor, "n c size size"], Int64[Tensor, " n"] | None, dict[int, str]]
@@ -61,8 +62,8 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Rows read at once. Unreadable rows are missing from `image` and `label` (None where the data has no labels); they
-    are listed with their places in the request.
+    """Rows read at once. Unreadable rows are missing from `image` and `label` (-1: none; None where the data has no
+    classes); they are listed with their places in the request.
     """
 
     image: UInt8[Tensor, "n c size size"]
@@ -159,6 +160,26 @@ class ImageDataset:
             digest.update(contents)
         return digest.hexdigest()
 
+    def labelled(self) -> "ImageDataset":
+        """The rows that have a label: this data set itself where all have one.
+
+        Raises:
+            UserError: none has.
+        """
+        parts = [np.empty(0, np.int64)]
+        for start in range(0, len(self), LABELS_AT_ONCE):
+            rows = self._source_rows(range(start, min(start + LABELS_AT_ONCE, len(self))))
+            labels = self._source.labels(rows.tolist())
+            parts.append(rows[:0] if labels is None else rows[labels.numpy() >= 0])
+        rows = np.concatenate(parts)
+        if not len(rows):
+            raise UserError(f"data: none of the {len(self):,} images of {self.provenance} has a label")
+        if len(rows) == len(self):
+            return self
+        found = copy(self)
+        found._rows, found.provenance = rows, {**self.provenance, "rows": len(rows)}
+        return found
+
     def read(self, index: int) -> Example | Unreadable:
         """One row, by itself: the reference for `read_batch`.
 
@@ -171,8 +192,6 @@ class ImageDataset:
             image = prepare_image(self._source.readers(rows)[0](), self.preprocess)
         except DECODE_ERRORS as error:
             return Unreadable(known.key, reason(error))
-        if self.classes is not None and known.label is None:
-            return Unreadable(known.key, NO_LABEL)
         image = self._binarized(image[None], np.array(rows))[0]
         return Example(known.key, image, known.label, known.text, known.factors)
 
@@ -323,9 +342,7 @@ class ImageDataset:
             failures |= {start + place: why for place, why in failed.items()}
         images = torch.cat(parts) if len(parts) > 1 else parts[0]
         labels = self._source.labels(listed)  # afterwards: some sources learn them from the pictures' items
-        if labels is not None:
-            failures |= {place: NO_LABEL for place in (labels < 0).nonzero()[:, 0].tolist() if place not in failures}
-        return images, labels, dict(sorted(failures.items()))
+        return images, labels, failures
 
     def _named(self, rows: NDArray[np.int64], failures: dict[int, str]) -> list[tuple[int, Unreadable]]:
         known = self._source.metadata([int(rows[place]) for place in failures]) if failures else []

@@ -32,9 +32,10 @@ class HuggingFaceConfig(BaseModel):
     """`load_dataset(path, name, data_files=…, data_dir=…, revision=…, **arguments)`, and which columns mean what.
 
     `path`: a name on the hub, a local folder, or a builder such as "parquet" or "imagefolder". `label`: a column of
-    ClassLabels, integers or strings (their sorted distinct values become the classes); without it, the classes of an
-    image folder are its subfolders. `key`: names each image; without it the path of its file does, or the row number.
-    `splits` says how the data spells a split ({test: eval}).
+    ClassLabels, integers or strings (their sorted distinct values become the classes); null, and -1 among ClassLabels,
+    is a row without a label. Where it is not given, the classes of an image folder are its subfolders. `key`: names
+    each image; without it the path of its file does, or the row number. `splits` says how the data spells a split
+    ({test: eval}).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

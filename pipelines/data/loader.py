@@ -18,7 +18,8 @@ TensorBatch = dict[str, Tensor]
 
 
 class TrainingLoader:
-    """Iterates over {"image": uint8 (b, c, h, w), "label": int64 (b,) where the data has labels} of one rank.
+    """Iterates over {"image": uint8 (b, c, h, w), "label": int64 (b,) where the data has classes} of one rank. A
+    label is -1 where a row has none.
 
     An unreadable row is warned of once, by its key.
     """

@@ -51,8 +51,8 @@ class PixelArray(Protocol):
 class ImageSource(Protocol):
     """One split of one data set, addressed by row numbers.
 
-    Labels number the `classes`; in a source with classes a row without a label counts as unreadable. `has_text` tells
-    whether rows may have a text. `provenance` is plain JSON that says where the rows come from. `fingerprint` changes
+    Labels number the `classes`; some rows may have none, but in a source with classes not all. `has_text` tells whether
+    rows may have a text. `provenance` is plain JSON that says where the rows come from. `fingerprint` changes
     when the pictures do; None where that is not known.
     """
 

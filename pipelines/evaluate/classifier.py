@@ -114,22 +114,23 @@ class LoadedClassifier:
 
 
 class ClassifierTask:
-    """A classifier as a task of the training loop.
+    """A classifier as a task of the training loop. Images without a label are left out.
 
     Raises:
-        UserError: the data cannot be opened, no image that validation would read is readable, or there are no classes.
+        UserError: the data cannot be opened, no image that validation would read is readable, or there are no classes
+            or labels.
     """
 
     monitor = "loss"
 
     def __init__(self, recipe: ClassifierRecipe):
         self.recipe = recipe
-        self.images, self.held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
+        images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
+        if not images.classes or len(images.classes) < 2:
+            raise UserError(f"data: found classes {images.classes}, expected at least two to train a classifier on")
+        self.images, self.held_out = images.labelled(), held_out.labelled()
         readable_images(self.held_out, self._rows, 1)
-        if not self.images.classes or len(self.images.classes) < 2:
-            found = self.images.classes
-            raise UserError(f"data: found classes {found}, expected at least two to train a classifier on")
-        self.classes = tuple(self.images.classes)
+        self.classes = tuple(images.classes)
         config = ClassifierConfig(
             channels=recipe.data.preprocess.channels, num_classes=len(self.classes), width=recipe.width
         )

@@ -73,10 +73,11 @@ def label_accuracy(
     max_images: int | None = None,
     accelerator: Accelerator | None = None,
 ) -> LabelAccuracy:
-    """Check samples, and the first `max_images` real images of a split beside them. Every process takes its share.
+    """Check samples, and beside them those of the first `max_images` real images of a split that have a label. Every
+    process takes its share.
 
     Raises:
-        UserError: as `label_checker`; or an image has no label.
+        UserError: as `label_checker`; or a sample has no label.
     """
     if min(samples.labels) < 0:
         raise UserError("evaluate: found samples without a label, expected class-conditional ones")
@@ -115,5 +116,6 @@ def _right_real_images(
     rows = range(len(images) if max_images is None else min(max_images, len(images)))
     right: list[bool] = []
     for batch in ordered_batches(images, share_of(rows, accelerator), IMAGES_AT_ONCE):
-        right += (checker(batch.image) == batch.label).tolist()
+        if batch.label is not None:
+            right += (checker(batch.image) == batch.label)[batch.label >= 0].tolist()
     return gather(right, accelerator)

@@ -38,6 +38,9 @@ def rows(report: Report) -> list[tuple[str, str]]:
                 "samples that show their label",
                 f"{labels['accuracy']:.1%} of {labels['images']:,} ({labels['checker']})",
             ),
+        ]
+    if labels and labels["real_images"]:
+        lines += [
             (
                 "… real images that do, by the same checker",
                 f"{labels['real_accuracy']:.1%} of {labels['real_images']:,}",

@@ -37,7 +37,8 @@ def token_bits(
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
 ) -> TokenBits:
-    """Bits per token of the first `max_images` rows of a split of a token dataset. Every process takes its share.
+    """Bits per token of the first `max_images` rows of a split of a token dataset, given their labels where they have
+    any. Every process takes its share.
 
     Raises:
         UserError: the prior was trained on tokens of another tokenizer.

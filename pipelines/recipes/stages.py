@@ -47,7 +47,8 @@ class TokenizerRecipe(BaseModel):
 
 
 class PriorRecipe(BaseModel):
-    """Stage two, on a token dataset. `condition: label` needs tokens that carry labels."""
+    """Stage two, on a token dataset. `condition: label` needs tokens that carry labels; rows without one are
+    trained under the null condition."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["prior"] = "prior"

@@ -117,13 +117,15 @@ def codebook_sha256(model: Autoencoder) -> str:
 
 
 def common_classes(datasets: Mapping[Split, ImageDataset]) -> tuple[str, ...] | None:
-    """The names of the classes, None without labels. UserError where two splits differ."""
-    first = next(iter(datasets))
-    names = datasets[first].classes
-    for split, images in datasets.items():
-        if images.classes != names:
-            raise UserError(f"data: split {split!r} has classes {images.classes}, split {first!r} has {names}")
-    return None if names is None else tuple(names)
+    """The names of the classes, None where no split has any. UserError where two splits differ."""
+    named = {split: images.classes for split, images in datasets.items() if images.classes is not None}
+    if not named:
+        return None
+    first, names = next(iter(named.items()))
+    for split, others in named.items():
+        if others != names:
+            raise UserError(f"data: split {split!r} has classes {others}, split {first!r} has {names}")
+    return tuple(names)
 
 
 def compute_batch(image_size: int, device: torch.device) -> int:

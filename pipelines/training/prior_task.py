@@ -45,8 +45,8 @@ class PriorTask:
     """A transformer, trained on the token dataset in `tokens`. `card` is published with the weights.
 
     Raises:
-        UserError: no token dataset, tokens of another tokenizer or of a collapsed codebook, or rows without a label
-            where labels are asked for.
+        UserError: no token dataset, tokens of another tokenizer or of a collapsed codebook, or no labels where labels
+            are asked for.
     """
 
     monitor = "bits_per_token"
@@ -69,7 +69,7 @@ class PriorTask:
             refuse_collapsed(dataset)
         self.tokens, self.held_out = dataset.split("train"), dataset.split("validation")
         self.rows = min(len(self.held_out), training.validation_images)
-        self.classes = classes_of(dataset) if conditioning.condition == "label" else None
+        self.classes = classes_of(dataset, conditioning.dropout) if conditioning.condition == "label" else None
         num_classes = len(self.classes) if self.classes else None
         config = build_config(
             self.spec.num_codes, self.spec.grid, num_classes, conditioning.dropout, transformer, training
@@ -143,19 +143,20 @@ def token_prior(models: Models) -> TokenPrior:
     return cast(TokenPrior, models["prior"])
 
 
-def classes_of(dataset: TokenDataset) -> tuple[str, ...]:
-    """The names of the labels.
+def classes_of(dataset: TokenDataset, dropout: float) -> tuple[str, ...]:
+    """The names of the labels. A row without one has the null condition.
 
     Raises:
-        UserError: the tokens carry no labels, or not in every row.
+        UserError: no training row has a label; or only held-out rows lack one, and without `dropout` the null condition
+            is never trained.
     """
-    classes = dataset.spec.classes
-    for name in ("train", "validation"):
-        labels = dataset.split(name).labels
-        if classes is None or labels is None or (labels < 0).any():
-            raise UserError(
-                f"condition: found 'label', but {dataset.folder} has rows without a label in split {name!r}; "
-                "expected 'none'"
-            )
-    assert classes is not None
+    classes, labels = dataset.spec.classes, dataset.split("train").labels
+    if classes is None or labels is None or (labels < 0).all():
+        raise UserError(f"condition: found 'label', but {dataset.folder} has no labels; expected 'none'")
+    held_out = dataset.split("validation").labels
+    if held_out is not None and (held_out < 0).any() and (labels >= 0).all() and not dropout:
+        raise UserError(
+            f"condition_dropout: found 0, but {dataset.folder} has rows without a label in split 'validation', and the "
+            "null condition that stands for it is never trained; expected a number above 0"
+        )
     return classes

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pipelines.base.errors import UserError
 from pipelines.base.signals import Interrupted
 from pipelines.cli import app
+from pipelines.evaluate.report import rows
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
@@ -87,6 +88,14 @@ def test_the_report_holds_every_figure_and_every_stage(finished):
         with Image.open(root / name) as picture:
             assert picture.width > 32
         assert name in (root / "report.md").read_text()
+
+
+def test_a_report_leaves_out_real_images_where_none_has_a_label(finished):
+    report, _ = finished
+    without = {**report, "labels": {**report["labels"], "real_accuracy": 0.0, "real_images": 0}}
+    assert [line for line in rows(report) if line not in rows(without)] == [
+        ("… real images that do, by the same checker", "100.0% of 10")
+    ]
 
 
 def test_the_image_pipeline_of_a_run_samples_with_the_options_of_the_recipe(finished):

@@ -113,6 +113,10 @@ def build_example(name: str, request: pytest.FixtureRequest) -> DataConfig:
         case "class folders":
             source = {"kind": "huggingface", "path": "imagefolder", "data_dir": str(path("class_folders"))}
             mode, size = "RGB", 32
+        case "partly labelled":
+            files = str(path("partly_labelled"))
+            source = {"kind": "huggingface", "path": "parquet", "data_files": files, "label": "label"}
+            mode, size = "RGB", 32
         case _:
             raise KeyError(name)
     return DataConfig.model_validate({"source": source, "preprocess": {"mode": mode, "size": size}, **carved})
@@ -121,7 +125,7 @@ def build_example(name: str, request: pytest.FixtureRequest) -> DataConfig:
 EXAMPLES = {
     "shapes": ["shapes"],
     "torchvision": ["fashion", "fashion resized", "fake"],
-    "huggingface": ["parquet", "folder", "class folders"],
+    "huggingface": ["parquet", "folder", "class folders", "partly labelled"],
 }
 
 
@@ -140,6 +144,19 @@ def class_folders(tmp_path_factory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         noise_image(number).save(folder / f"{number:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def partly_labelled(tmp_path_factory) -> Path:
+    """30 pictures, a third of them cats, a third dogs. A sixth has the label null, a sixth -1."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    columns = {"image": [noise_image(i) for i in range(30)], "label": [0, 1, None, 0, 1, -1] * 5}
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+    path = tmp_path_factory.mktemp("partly") / "train.parquet"
+    Dataset.from_dict(columns, features).to_parquet(path)
+    return path
 
 
 @pytest.fixture

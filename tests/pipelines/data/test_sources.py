@@ -132,13 +132,14 @@ def test_what_is_no_image_is_refused_at_the_start():
         Torchvision(films, TorchvisionConfig(name="Films"), "train")
 
 
+@pytest.mark.parametrize("unlabelled", [False, True])
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-def test_arrays_in_memory_are_recognised_by_what_they_show(layout):
+def test_arrays_in_memory_are_recognised_by_what_they_show(layout, unlabelled):
     """Three rows high and three channels: only looking at the items tells the layouts apart."""
 
     class Held:
         data = np.random.default_rng(0).integers(0, 256, (6, 3, 3, 3), np.uint8)
-        targets = (0, 1, 2, 0, 1, 2)
+        targets = (0, -1, 2, 0, -1, 2) if unlabelled else (0, 1, 2, 0, 1, 2)
 
         def __len__(self):
             return 6
@@ -210,7 +211,7 @@ def test_pictures_of_which_none_has_a_label_have_no_classes(targets):
     batch = ImageDataset(source, Preprocess(size=8)).read_batch(range(20))
     withheld = max(targets) < 0
     assert (source.classes is None) == (batch.label is None) == withheld
-    assert len(batch) == (20 if withheld else 10)
+    assert [row.label for row in batch.metadata] == [None if label < 0 else label for label in targets]
 
 
 # ---- Hugging Face
@@ -409,11 +410,29 @@ def test_a_split_without_a_readable_image_is_one_message(tmp_path, split):
         open_images(config({"kind": "huggingface", "path": "parquet", "data_files": files}), split)
 
 
-def test_a_row_without_a_label_is_unreadable(tmp_path):
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_a_row_without_a_label_is_an_image(tmp_path, cache_bytes):
     source = write_table(tmp_path / "t.parquet", image=[png(noise_image(i)) for i in range(3)], label=["a", None, "b"])
-    batch = open_images(config({**source, "label": "label"}, **WHOLE), "train").read_batch(range(3))
-    assert batch.label.tolist() == [0, 1]
-    assert [(place, "no label" in bad.reason) for place, bad in batch.unreadable] == [(1, True)]
+    dataset = open_images(config({**source, "label": "label"}, cache_bytes=cache_bytes, **WHOLE), "train")
+    for _ in range(2):
+        batch = dataset.read_batch(range(3))
+        assert batch.label.tolist() == [0, -1, 1] and not batch.unreadable
+        assert [row.label for row in batch.metadata] == [0, None, 1]
+
+
+def test_the_labelled_rows_can_be_had_alone(tmp_path):
+    source = write_table(tmp_path / "t.parquet", image=[png(noise_image(i)) for i in range(3)], label=["a", None, "b"])
+    dataset = open_images(config({**source, "label": "label"}, **WHOLE), "train")
+    labelled = dataset.labelled()
+    assert labelled.read_batch(range(2)).label.tolist() == [0, 1] and len(labelled) == 2
+    assert torch.equal(labelled.read_batch([1]).image, dataset.read_batch([2]).image)
+    assert labelled.labelled() is labelled and len(dataset) == dataset.provenance["rows"] == 3
+
+
+def test_no_labelled_row_is_one_message(tmp_path):
+    source = write_table(tmp_path / "t.parquet", image=[png(noise_image(i)) for i in range(3)])
+    with pytest.raises(UserError, match=r"none of the 3 images of .* has a label"):
+        open_images(config(source, **WHOLE), "train").labelled()
 
 
 def test_the_pixel_limit_of_pil_is_raised_but_never_lowered(tmp_path, monkeypatch):
