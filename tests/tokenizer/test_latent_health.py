@@ -1,0 +1,183 @@
+"""The health of a continuous latent: moments against torch, divergences against torch.distributions, verdicts."""
+
+import json
+import socket
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.multiprocessing.spawn import spawn
+
+from tokenizer import latent_health
+from tokenizer.divergences import gaussian_kl
+from tokenizer.latent_health import LatentMoments, total_correlation
+
+IMAGES, UNITS = 400, 20
+
+
+def posteriors(active, images=IMAGES, units=UNITS):
+    """Means that vary in the first `active` units, and variances so that the aggregate posterior is N(0, 1)."""
+    torch.manual_seed(0)
+    spread = torch.tensor([0.9 if unit < active else 0.0 for unit in range(units)])
+    mean = torch.randn(images, units)
+    mean = (mean - mean.mean(0)) / mean.std(0, correction=0) * spread
+    return mean, (1 - spread.square()).expand(images, units)
+
+
+def health_of(mean, variance, kl=True, **options):
+    moments = LatentMoments(mean.shape[1])
+    moments.update(mean, variance, gaussian_kl(mean, variance.log()) if kl else None)
+    return moments.report(**options)
+
+
+@pytest.fixture
+def uneven():
+    """Correlated means far from zero, and variances of their own."""
+    torch.manual_seed(1)
+    return 50 + torch.randn(100, 4) @ torch.randn(4, 4), 0.1 + torch.rand(100, 4)
+
+
+def test_kl_is_the_mean_over_images(uneven):
+    mean, variance = uneven
+    expected = kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, 1.0)).mean(0)
+    assert torch.allclose(health_of(mean, variance).kl.float(), expected)
+
+
+def test_a_unit_is_active_if_its_mean_varies_by_more_than_a_hundredth():
+    mean = torch.tensor([[-0.11, -0.09, 5.0], [0.11, 0.09, 5.0]])
+    health = health_of(mean, torch.ones(2, 3))
+    assert health.active.tolist() == [True, False, False] and health.active_units == 1
+    assert health.mean_variance.tolist() == pytest.approx([0.0121, 0.0081, 0], abs=1e-8)
+
+
+def test_the_aggregate_is_the_mixture_of_the_posteriors(uneven):
+    mean, variance = (values.double() for values in uneven)
+    health = health_of(*uneven)
+    second = (mean.square() + variance).mean(0)  # E[z^2] = E[m^2 + v]
+    assert torch.allclose(health.aggregate_mean, mean.mean(0))
+    assert torch.allclose(health.aggregate_variance, second - mean.mean(0).square())
+
+
+def test_divergences_of_the_aggregate_add_up_to_that_of_the_joint_normal(uneven):
+    """KL(N(mu, C) || N(0, I)) = sum of the marginals' KL + total correlation."""
+    mean, variance = (values.double() for values in uneven)
+    covariance = torch.cov(mean.T, correction=0) + variance.mean(0).diag()
+    joint = kl_divergence(
+        MultivariateNormal(mean.mean(0), covariance), MultivariateNormal(torch.zeros(4).double(), torch.eye(4).double())
+    )
+    health = health_of(*uneven)
+    assert health.total_correlation == pytest.approx(joint.item() - health.aggregate_kl.sum().item(), rel=1e-6)
+
+
+def test_total_correlation_of_two_normals_is_known_from_their_correlation():
+    assert total_correlation(torch.tensor([[4.0, 1.2], [1.2, 1.0]])) == pytest.approx(-0.5 * torch.tensor(0.64).log())
+    assert total_correlation(torch.diag(torch.tensor([3.0, 0.1]))) == pytest.approx(0)
+    assert total_correlation(torch.ones(2, 2)) is None
+
+
+def test_blocks_make_one_window(uneven):
+    mean, variance = uneven
+    kl = gaussian_kl(mean, variance.log())
+    moments = LatentMoments(4)
+    for rows in torch.arange(100).split([1, 60, 0, 39]):
+        moments.update(mean[rows], variance[rows], kl[rows])
+    found, whole = moments.report(), health_of(mean, variance)
+    assert found.images == 100
+    for name in ("kl", "mean_variance", "aggregate_mean", "aggregate_variance", "aggregate_kl"):
+        assert torch.allclose(getattr(found, name), getattr(whole, name), rtol=1e-9)
+    assert found.total_correlation == pytest.approx(whole.total_correlation)
+
+
+def test_of_many_units_no_covariance_is_kept(uneven, monkeypatch):
+    whole = health_of(*uneven)
+    monkeypatch.setattr(latent_health, "MAX_JOINT", 3)
+    health = health_of(*uneven)
+    assert health.total_correlation is None and torch.allclose(health.mean_variance, whole.mean_variance)
+    assert torch.allclose(health.aggregate_variance, whole.aggregate_variance)
+
+
+@pytest.mark.parametrize(
+    ("active", "verdict", "figure"),
+    [
+        (0, "collapsed", "0 of 40 units active"),
+        (1, "collapsed", "1 of 40 units active, under 5%"),
+        (3, "weak", "3 of 40 units active, under 10%"),
+        (8, "healthy", "8 of 40 units active, KL 6.6"),
+    ],
+)
+def test_verdicts_name_their_figures(active, verdict, figure):
+    health = health_of(*posteriors(active, units=40))
+    assert health.verdict == verdict and figure in health.reason
+
+
+def test_units_that_say_less_than_a_nat_are_collapsed():
+    mean = 0.2 * posteriors(20)[0]
+    health = health_of(mean, torch.ones_like(mean))
+    assert health.active_units == 20
+    assert health.verdict == "collapsed" and "KL 0.32 nats an image, under 1" in health.reason
+
+
+def test_a_posterior_that_is_away_from_the_prior_but_the_same_for_every_image_is_collapsed():
+    """What free bits alone could be satisfied with."""
+    health = health_of(torch.full((50, 4), 3.0), torch.ones(50, 4))
+    assert health.kl.sum() == pytest.approx(18) and health.verdict == "collapsed"
+
+
+def test_an_aggregate_far_from_a_standard_normal_prior_is_weak():
+    mean, variance = posteriors(20)
+    health = health_of(3 * mean, variance)
+    assert health.verdict == "weak" and "2.23 nats a unit from the prior" in health.reason  # variance 7.29 + 0.19
+    assert health_of(3 * mean, variance, standard_normal_prior=False).verdict == "healthy"
+
+
+def test_without_a_kl_the_moments_decide():
+    health = health_of(*posteriors(20), kl=False)
+    assert health.kl is None and health.verdict == "healthy" and health.reason == "20 of 20 units active"
+
+
+def test_a_deterministic_latent_has_moments():
+    mean = torch.randn(100, 3)
+    health = health_of(mean, torch.zeros(100, 3), kl=False)
+    assert torch.allclose(health.aggregate_variance.float(), mean.var(0, correction=0))
+
+
+def test_report_is_plain_json():
+    report = health_of(*posteriors(2, units=4)).as_dict()
+    assert json.loads(json.dumps(report)) == report and report["active"] == [True, True, False, False]
+
+
+def test_an_empty_window_and_a_wrong_number_of_units_are_refused():
+    with pytest.raises(ValueError, match="no image"):
+        LatentMoments(4).report()
+    with pytest.raises(ValueError, match="expected 4"):
+        LatentMoments(4).update(torch.zeros(2, 3), torch.ones(2, 3))
+
+
+def _one_window_of_two(rank, port):
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    mean, variance = 5 + torch.randn(30, 4), torch.rand(30, 4)
+    whole, mine = LatentMoments(4), LatentMoments(4)
+    whole.update(mean, variance, mean)
+    rows = slice(20) if rank == 0 else slice(20, 30)
+    mine.update(mean[rows], variance[rows], mean[rows])
+    mine.all_reduce()
+    distributed.destroy_process_group()
+    found, expected = mine.report(), whole.report()
+    assert found.images == 30 and found.total_correlation == pytest.approx(expected.total_correlation)
+    assert torch.allclose(found.kl, expected.kl) and torch.allclose(found.aggregate_kl, expected.aggregate_kl)
+
+
+def test_the_window_of_several_processes_is_one():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_one_window_of_two, (port,), nprocs=2)
+
+
+def test_in_one_process_the_window_is_its_own():
+    moments = LatentMoments(2)
+    moments.update(torch.zeros(3, 2), torch.ones(3, 2))
+    moments.all_reduce()
+    assert moments.images == 3
