@@ -32,10 +32,11 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(path) for path in MODULES}
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports, also inside functions; submodules are named in full."""
+def imports(path: Path, inside_functions: bool = True) -> set[str]:
+    """Modules that a file imports; submodules are named in full."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -55,10 +56,11 @@ def test_imports_point_down(path):
         assert tops - set(sys.stdlib_module_names) - {package} <= OUTSIDE[package]
 
 
-def distributions(paths: list[Path]) -> set[str]:
+def distributions(paths: list[Path], inside_functions: bool = True) -> set[str]:
     """Distributions from outside that the files import, by the names under which they are installed."""
-    tops = {name.split(".")[0] for path in paths for name in imports(path)} - set(sys.stdlib_module_names)
-    renamed = {"PIL": "pillow", "yaml": "pyyaml"}
+    tops = {name.split(".")[0] for path in paths for name in imports(path, inside_functions)}
+    tops -= set(sys.stdlib_module_names)
+    renamed = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     return {renamed.get(top, top.replace("_", "-")) for top in tops - {*PACKAGES, "tests"}}
 
 
@@ -66,9 +68,21 @@ def declared(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
 
 
+def extras() -> set[str]:
+    """Distributions of which a user may do without."""
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return declared(
+        [requirement for name in optional if name not in ("dev", "bench") for requirement in optional[name]]
+    )
+
+
 def test_the_packages_import_what_is_declared_and_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert distributions(MODULES) == declared(project["dependencies"])
+    assert distributions(MODULES) - extras() == declared(project["dependencies"])
+
+
+def test_an_extra_is_imported_where_it_is_used():
+    assert not distributions(MODULES, inside_functions=False) & extras()
 
 
 def test_the_tests_import_only_what_is_declared():
