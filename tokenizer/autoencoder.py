@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
 from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck
-from tokenizer.latent_priors import StandardNormal
+from tokenizer.latent_priors import LatentPriorConfig, StandardNormalConfig, build_latent_prior
+from tokenizer.latents import LatentDistribution, Posterior
 from tokenizer.likelihoods import LikelihoodConfig, build_likelihood
 from tokenizer.noise import Generators
 from tokenizer.options import Options
-from tokenizer.posteriors import Posterior
 
 Images = UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
 
 
 class AutoencoderConfig(Options):
-    """`image_size` is the side in pixels of square images with `channels` 1 (grey) or 3 (RGB)."""
+    """`image_size` is the side in pixels of square images with `channels` 1 (grey) or 3 (RGB).
+
+    `latent_prior` is p(z) of a continuous bottleneck.
+    """
 
     image_size: int = Field(gt=0)
     channels: Literal[1, 3]
     backbone: BackboneConfig
     bottleneck: BottleneckConfig
+    latent_prior: LatentPriorConfig = StandardNormalConfig()
     likelihood: LikelihoodConfig
 
     @model_validator(mode="after")
@@ -35,20 +39,33 @@ class AutoencoderConfig(Options):
         self.backbone.grid_side(self.image_size)
         return self
 
+    @model_validator(mode="after")
+    def _only_continuous_latents_have_a_prior(self):
+        if self.latent_prior.kind != "standard_normal" and not self.bottleneck.continuous:
+            raise ValueError(
+                f"latent_prior: found {self.latent_prior.kind!r}, but the codes of a {self.bottleneck.kind} bottleneck "
+                "have a transformer for a prior; expected no latent_prior"
+            )
+        return self
+
 
 @dataclass
 class AutoencoderOutput:
     """What a forward gives, for k draws of the latent of each of b images; the draws of an image are adjacent.
 
-    params: the likelihood's maps of every draw. terms: the bottleneck's, "nll" and of a continuous model "kl":
-    unweighted, in nats per image; a term that is the same for all draws may have one column. batch_terms: losses of the
-    whole batch.
+    z: latents, with their gradient. params: the likelihood's maps of every draw. terms: the bottleneck's, "nll" and of
+    a random latent "kl": unweighted, in nats per image; a term that is the same for all draws may have one column.
+    batch_terms: losses of the whole batch. kl_elements: what "kl" is the sum of, one tensor for each level; None where
+    it was sampled. latent_prior: the p(z) that was used; None if the latent is discrete.
     """
 
     bottleneck: BottleneckOutput
-    params: Float[Tensor, "bk p h w"]
+    z: Float[Tensor, "b draws d h w"]
+    params: Float[Tensor, "bk p h2 w2"]
     terms: dict[str, Float[Tensor, "b draws"]]
     batch_terms: dict[str, Float[Tensor, ""]]
+    kl_elements: tuple[Float[Tensor, "b _ _ _"], ...] | None = None
+    latent_prior: LatentDistribution | None = None
 
 
 class Autoencoder(nn.Module):
@@ -72,7 +89,8 @@ class Autoencoder(nn.Module):
         self.decoder = build_decoder(config.backbone, self.bottleneck.dim, self.likelihood.out_channels, size)
         rows, columns, _ = self.grid
         continuous = self.bottleneck.num_codes is None
-        self.latent_prior = StandardNormal((self.bottleneck.dim, rows, columns)) if continuous else None
+        shape = self.bottleneck.dim, rows, columns
+        self.latent_prior = build_latent_prior(config.latent_prior, shape) if continuous else None
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -103,8 +121,12 @@ class Autoencoder(nn.Module):
         draws: int = 1,
         generator: Generators = None,
         condition: Tensor | None = None,
+        detached_density: bool = False,
     ) -> AutoencoderOutput:
         """`generator`: one for the batch or one for each image, from which latents are sampled.
+
+        `detached_density`: "kl" is sampled, and its ln q(z | x) passes its gradient to the encoder through z only (the
+        path derivative of Roeder et al. 2017, arXiv 1703.09194).
 
         Raises:
             ValueError: images that do not have the configured size, channels and range type; several draws of a
@@ -112,10 +134,11 @@ class Autoencoder(nn.Module):
         """
         x = self._unit_range(x)
         bottleneck = self._bottleneck(x, step, condition)
-        z, terms = bottleneck.z[:, None], dict(bottleneck.terms)
+        z, terms, kl_elements = bottleneck.z[:, None], dict(bottleneck.terms), None
+        prior = self.latent_distribution()
         if bottleneck.posterior is not None:
             z = bottleneck.posterior.sample(draws, generator)
-            terms["kl"] = self._kl(bottleneck.posterior, z)
+            terms["kl"], kl_elements = self._kl(bottleneck.posterior, prior, z, detached_density)
         elif draws > 1:
             raise ValueError(f"{draws} draws need a random latent, a {self.config.bottleneck.kind} bottleneck has none")
         if draws > 1:
@@ -123,7 +146,7 @@ class Autoencoder(nn.Module):
             condition = None if condition is None else condition.repeat_interleave(draws, 0)
         params = self._decoder(z.flatten(0, 1), condition)
         terms["nll"] = self.likelihood.nll(params, x).view(-1, draws)
-        return AutoencoderOutput(bottleneck, params, terms, bottleneck.batch_terms)
+        return AutoencoderOutput(bottleneck, z, params, terms, bottleneck.batch_terms, kl_elements, prior)
 
     def encode(self, x: Images, step: int = 0, condition: Tensor | None = None) -> BottleneckOutput:
         """Raises ValueError when images do not have the configured size, channels and range type."""
@@ -158,13 +181,18 @@ class Autoencoder(nn.Module):
 
         Raises ValueError for a discrete latent: its prior is a transformer of its own, trained on the codes.
         """
-        if self.latent_prior is None:
+        prior = self.latent_distribution()
+        if prior is None:
             raise ValueError(
                 f"a {self.config.bottleneck.kind} bottleneck has no prior to sample from: "
                 "train a token prior on its codes, sample that, and decode_codes"
             )
-        z = self.latent_prior.sample(n, generator)
+        z = prior.sample(n, generator)
         return self.decode(z.to(next(self.decoder.parameters()).device), condition)
+
+    def latent_distribution(self) -> LatentDistribution | None:
+        """p(z) with the weights of this moment; None if the latent is discrete."""
+        return None if self.latent_prior is None else self.latent_prior.distribution(self._posterior)
 
     def after_step(self, step: int) -> None:
         """Lets the bottleneck learn from what it collected. Call it once after each optimizer step, on every rank."""
@@ -200,14 +228,28 @@ class Autoencoder(nn.Module):
     def _decoder(self, z: Float[Tensor, "b d h w"], condition: Tensor | None) -> Float[Tensor, "b p h2 w2"]:
         return self.decoder(z.to(next(self.decoder.parameters()).dtype), condition)
 
-    def _kl(self, posterior: Posterior, z: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k"]:
-        """KL(q(z | x) || p(z)) in closed form, or ln q(z | x) - ln p(z) of each draw, which has it as its mean.
+    def _posterior(self, x: Float[Tensor, "n c h w"]) -> Posterior:
+        posterior = self._bottleneck(x, 0, None).posterior
+        if posterior is None:
+            raise ValueError(f"the latent of a {self.config.bottleneck.kind} bottleneck is not random")
+        return posterior
+
+    def _kl(
+        self, posterior: Posterior, prior: Any, z: Float[Tensor, "b k d h w"], detached: bool
+    ) -> tuple[Float[Tensor, "b k"], tuple[Tensor, ...] | None]:
+        """KL(q(z | x) || p(z)) in closed form, with its elements, or ln q(z | x) - ln p(z) of each draw, which has it
+        as its mean.
 
         Several draws need the latter: the importance-weighted bound is not one of means (arXiv 1509.00519, equation 8).
         """
-        assert self.latent_prior is not None
-        closed = posterior.kl(self.latent_prior) if z.shape[1] == 1 else None
-        return posterior.log_prob(z) - self.latent_prior.log_prob(z) if closed is None else closed[:, None]
+        if z.shape[1] == 1 and not detached:
+            elements = posterior.kl(prior, z[:, 0])
+            if elements is not None:
+                return torch.stack([level.flatten(1).sum(1) for level in elements]).sum(0)[:, None], elements
+        density = posterior.detach() if detached else posterior
+        if density is None:
+            raise ValueError(f"the density of a {self.config.bottleneck.kind} posterior cannot be detached")
+        return density.log_prob(z) - prior.log_prob(z), None
 
     def _unit_range(self, x: Tensor) -> Tensor:
         expected = (self.config.channels, self.config.image_size, self.config.image_size)

@@ -41,7 +41,7 @@ def evaluate(
     with evaluating(model):
         out = model(images, step, objective.draws, generators, condition)
         figures = {name: term.mean(1) for name, term in out.terms.items()}
-        figures["loss"] = image_loss(out.terms, objective.weights, step) / model.dims
+        figures["loss"] = image_loss(out, objective, step) / model.dims
         if out.bottleneck.posterior is None:
             shown = model.likelihood.mean(out.params)
         else:

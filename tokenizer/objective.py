@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tokenizer.autoencoder import Autoencoder
+from tokenizer.autoencoder import Autoencoder, AutoencoderOutput
+from tokenizer.kl_guards import KLGuard, guarded_batch
 from tokenizer.options import Options
 from tokenizer.schedules import Schedule
 
@@ -22,10 +23,23 @@ class ObjectiveConfig(Options):
 
     draws: latents sampled for each image of a continuous model. With more than one the objective is the
         importance-weighted bound (IWAE, arXiv 1509.00519).
+    gradient_estimator: of the encoder. "doubly_reparameterized" (arXiv 1810.04152) has less variance, the more so the
+        more draws there are; with one draw it is the path derivative (arXiv 1703.09194).
+    kl_guard: what takes the place of the plain KL in the loss.
     """
 
     weights: dict[str, Schedule] = Field(min_length=1)
     draws: int = Field(default=1, ge=1)
+    gradient_estimator: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized"
+    kl_guard: KLGuard | None = None
+
+    @model_validator(mode="after")
+    def _guards_have_a_closed_form(self):
+        if self.kl_guard and (self.draws > 1 or self.gradient_estimator != "reparameterized"):
+            raise ValueError(
+                "kl_guard needs the KL in closed form: expected draws: 1 and gradient_estimator: reparameterized"
+            )
+        return self
 
     @field_validator("weights")
     @classmethod
@@ -47,16 +61,18 @@ def check_weights(weights: Mapping[str, Any], terms: set[str]) -> None:
         )
 
 
-def image_loss(terms: Mapping[str, Float[Tensor, "b _"]], weights: Mapping[str, Any], step: int) -> Float[Tensor, " b"]:
-    """Σ weight(step) · term of each image; of several draws their `importance_bound`.
+def weighted_sum(
+    terms: Mapping[str, Float[Tensor, "b _"]], weights: Mapping[str, Any], step: int
+) -> Float[Tensor, "b k"]:
+    """Σ weight(step) · term of each draw of each image.
 
     A term of weight 0 is left out, so it may be infinite. A term of one column counts for every draw.
     """
-    per_draw = torch.zeros_like(next(iter(terms.values())))
+    total = torch.zeros_like(next(iter(terms.values())))
     for name, term in terms.items():
         if weight := weights[name].at(step):
-            per_draw = per_draw + weight * term
-    return importance_bound(per_draw)
+            total = total + weight * term
+    return total
 
 
 def importance_bound(per_draw: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
@@ -65,39 +81,63 @@ def importance_bound(per_draw: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     return per_draw[:, 0] if draws == 1 else math.log(draws) - torch.logsumexp(-per_draw, dim=1)
 
 
-def combine(
-    terms: Mapping[str, Float[Tensor, "b _"]],
-    batch_terms: Mapping[str, Float[Tensor, ""]],
-    weights: Mapping[str, Any],
-    step: int,
-    dims: int,
-) -> Float[Tensor, ""]:
-    """The loss: the batch's mean of `image_loss`, plus the weighted batch terms, divided once by `dims` = c · H · W.
+def image_loss(out: AutoencoderOutput, objective: ObjectiveConfig, step: int) -> Float[Tensor, " b"]:
+    """The objective of each image alone, in nats, without the terms of the batch. A guard has each image for itself."""
+    terms = dict(out.terms)
+    if objective.kl_guard and out.kl_elements is not None:
+        terms["kl"] = objective.kl_guard.guard(out.kl_elements, step)[:, None]
+    return importance_bound(weighted_sum(terms, objective.weights, step))
 
-    The division sets the loss's scale, never the balance of its terms. Raises ValueError as `check_weights` does.
+
+def combine(out: AutoencoderOutput, objective: ObjectiveConfig, step: int) -> Float[Tensor, ""]:
+    """The loss in nats per image: the mean over the batch of the weighted sum, or of its importance-weighted bound,
+    plus the weighted batch terms.
+
+    Raises:
+        ValueError: as `check_weights` does, or when a guard finds no KL in closed form.
     """
+    weights, terms, batch_terms = objective.weights, dict(out.terms), dict(out.batch_terms)
     check_weights(weights, {*terms, *batch_terms})
-    loss = image_loss(terms, weights, step).mean()
+    if objective.kl_guard:
+        if out.kl_elements is None:
+            raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
+        del terms["kl"]
+        batch_terms["kl"] = guarded_batch(objective.kl_guard, out.kl_elements, step)
+    per_draw = weighted_sum(terms, weights, step)
+    if objective.gradient_estimator == "doubly_reparameterized":
+        _weigh_gradient(out.z, per_draw)
+    loss = importance_bound(per_draw).mean()
     for name, term in batch_terms.items():
         if weight := weights[name].at(step):
             loss = loss + weight * term
-    return loss / dims
+    return loss
+
+
+def _weigh_gradient(z: Float[Tensor, "b k d h w"], per_draw: Float[Tensor, "b k"]) -> None:
+    """Weigh what z passes back to the encoder by the normalised importance weights once more.
+
+    The loss already weighs each draw's gradient once; the doubly reparameterised one has the squared weight (Tucker et
+    al. 2018, arXiv 1810.04152, equation 7). The decoder's gradient does not pass here.
+    """
+    importance = (-per_draw.detach()).softmax(1)
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * importance[..., None, None, None])
 
 
 class AutoencoderPhase(nn.Module):
     """One step of training an autoencoder, as the training loop sees it.
 
     The model belongs to the caller and stays reachable as `.model`: another phase may hold it too and see the same
-    batch. Raises ValueError at construction when weights and terms do not match, or when several draws are asked of a
-    latent that is not random.
+    batch. Raises ValueError at construction when weights and terms do not match, or when several draws or a guard of
+    the KL are asked of a latent that is not random.
     """
 
     def __init__(self, model: Autoencoder, objective: ObjectiveConfig):
         super().__init__()
-        check_weights(objective.weights, model.term_names())
-        if objective.draws > 1 and model.latent_prior is None:
-            kind = model.config.bottleneck.kind
-            raise ValueError(f"draws: found {objective.draws}, expected 1: the latent of a {kind} model is not random")
+        names = model.term_names()
+        check_weights(objective.weights, names)
+        if "kl" not in names:
+            _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
         self.model = model
         self.objective = objective
 
@@ -108,8 +148,11 @@ class AutoencoderPhase(nn.Module):
         "perplexity_batch" of a discrete model (this batch's codes only: a small batch bounds it), and the bottleneck's
         own. Figures of evaluation come from `evaluate`.
         """
-        out = self.model(batch["image"], step, self.objective.draws, condition=batch.get("label"))
-        loss = combine(out.terms, out.batch_terms, self.objective.weights, step, self.model.dims)
+        doubly = self.objective.gradient_estimator == "doubly_reparameterized"
+        condition = batch.get("label")
+        out = self.model(batch["image"], step, self.objective.draws, condition=condition, detached_density=doubly)
+        # Divided once: this sets the loss's scale, never the balance of its terms.
+        loss = combine(out, self.objective, step) / self.model.dims
         metrics = {name: term.detach().mean() for name, term in (out.terms | out.batch_terms).items()}
         metrics |= out.bottleneck.metrics | {"loss": loss.detach()}
         if self.model.num_codes is not None:
@@ -123,6 +166,13 @@ class AutoencoderPhase(nn.Module):
     def after_step(self, step: int) -> None:
         """Called once per optimizer step on every rank, after all parts of its batch."""
         self.model.after_step(step)
+
+
+def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> None:
+    for name in ("draws", "gradient_estimator", "kl_guard"):
+        found, expected = getattr(objective, name), ObjectiveConfig.model_fields[name].default
+        if found != expected:
+            raise ValueError(f"{name}: found {found}, expected {expected}: the latent of a {kind} model is not random")
 
 
 def perplexity(codes: Int[Tensor, "b h w q"], num_codes: int) -> Float[Tensor, ""]:

@@ -6,9 +6,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig
+from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderOutput, AutoencoderPhase, ObjectiveConfig
+from tokenizer.bottlenecks import BottleneckOutput
+from tokenizer.latent_priors.standard_normal import StandardNormal
 from tokenizer.likelihoods import NormalConfig, build_likelihood
 from tokenizer.objective import combine, image_loss, importance_bound, perplexity
+from tokenizer.posteriors import DiagonalGaussian
 
 BETA = {"start": 0, "end": 4, "steps": 8, "kind": "linear"}
 
@@ -44,7 +47,13 @@ def phase_of(model: Autoencoder, draws: int = 1, **named) -> AutoencoderPhase:
 
 
 def loss_of(terms, named, step=0, dims=1, batch_terms=None) -> torch.Tensor:
-    return combine(terms, batch_terms or {}, named, step, dims)
+    return combine(output_of(terms, batch_terms), ObjectiveConfig.model_construct(weights=named), step) / dims
+
+
+def output_of(terms, batch_terms=None) -> AutoencoderOutput:
+    b, k = max((term.shape for term in terms.values()), key=lambda shape: shape[1])
+    z = torch.zeros(b, k, 1, 1, 1)
+    return AutoencoderOutput(BottleneckOutput(z[:, 0]), z, torch.zeros(b * k, 1, 1, 1), terms, batch_terms or {})
 
 
 def test_the_sum_is_weighted_at_the_step_and_divided_once():
@@ -64,7 +73,8 @@ def test_several_draws_give_the_importance_weighted_bound():
     """-ln mean p(x, z) / q(z | x), written out in float64."""
     nll, kl, constant = torch.randn(3, 7), torch.randn(3, 7), torch.randn(3, 1)
     named = weights(nll=1, kl=BETA, commitment=0.5)
-    loss = image_loss({"nll": nll, "kl": kl, "commitment": constant}, named, 4)
+    terms = {"nll": nll, "kl": kl, "commitment": constant}
+    loss = image_loss(output_of(terms), ObjectiveConfig.model_construct(weights=named), 4)
     expected = -(-(nll + 2 * kl + 0.5 * constant).double()).exp().mean(1).log()
     torch.testing.assert_close(loss, expected.float())
 
@@ -135,6 +145,64 @@ def test_weights_and_terms_must_name_each_other(named):
     assert str(sorted(named)) in str(caught.value)
     with pytest.raises(ValueError, match="every term needs a weight"):
         loss_of({"nll": torch.ones(1, 1), "kl": torch.ones(1, 1)}, weights(**named))
+
+
+def _gradients(estimator: str, draws: int, n: int) -> torch.Tensor:
+    """(3, n): independent estimates of the gradients of a, b and c: x = c z + noise, q(z | x) = N(a x, exp(b))."""
+    objective = ObjectiveConfig.model_validate(
+        {"weights": {"nll": 1, "kl": 1}, "draws": draws, "gradient_estimator": estimator}
+    )
+    parameters = [torch.full((n,), value, requires_grad=True) for value in (0.3, -0.5, 0.7)]
+    a, b, c = (parameter.view(n, 1, 1, 1) for parameter in parameters)
+    x = 1.5
+    posterior: Any = DiagonalGaussian(a * x, b)
+    z = posterior.sample(draws, torch.Generator().manual_seed(0))
+    density = posterior.detach() if estimator == "doubly_reparameterized" else posterior
+    nll = 0.5 * (x - c[:, None] * z).square().flatten(1)
+    terms = {"nll": nll, "kl": density.log_prob(z) - StandardNormal((1, 1, 1)).log_prob(z)}
+    out = AutoencoderOutput(BottleneckOutput(posterior.mean), z, z.flatten(0, 1), terms, {})
+    return torch.stack(torch.autograd.grad(n * combine(out, objective, 0), parameters))
+
+
+@pytest.mark.parametrize("draws", [1, 8])
+def test_the_doubly_reparameterized_gradient_has_the_same_mean_and_less_variance(draws):
+    n = 20_000
+    plain, doubly = _gradients("reparameterized", draws, n), _gradients("doubly_reparameterized", draws, n)
+    error = 5 * ((plain.var(1) + doubly.var(1)) / n).sqrt()
+    assert ((plain.mean(1) - doubly.mean(1)).abs() < error).all()
+    assert (doubly.var(1)[:2] < plain.var(1)[:2]).all()
+    torch.testing.assert_close(doubly[2], plain[2])  # the decoder's gradient is the same
+
+
+def guarded(guard: dict, **changes) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate({"weights": {"nll": 1, "kl": 1}, "kl_guard": guard} | changes)
+
+
+@pytest.mark.parametrize("changes", [{"draws": 2}, {"gradient_estimator": "doubly_reparameterized"}])
+def test_a_guard_needs_a_kl_in_closed_form(changes):
+    with pytest.raises(ValidationError, match="kl_guard needs the KL in closed form"):
+        guarded({"kind": "capacity", "capacity": 3}, **changes)
+
+
+def test_a_guard_takes_the_place_of_the_kl_in_the_loss():
+    model, batch = vae(), {"image": torch.rand(3, 1, 8, 8)}
+    torch.manual_seed(0)
+    plain, metrics = phase_of(model, nll=1, kl=0)(batch, 0)
+    torch.manual_seed(0)
+    loss, same = AutoencoderPhase(model, guarded({"kind": "free_bits", "nats": 1000, "per": "level"}))(batch, 0)
+    assert loss.item() == pytest.approx(plain.item() + 1000 / 64)
+    assert same["kl"] == metrics["kl"]  # what is reported stays the KL
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("draws", 2), ("gradient_estimator", "doubly_reparameterized"), ("kl_guard", {"nats": 1})]
+)
+def test_options_of_random_latents_are_refused_elsewhere(name, value):
+    if isinstance(value, dict):
+        value = {"kind": "free_bits", **value}
+    objective = ObjectiveConfig.model_validate({"weights": {"nll": 1, "commitment": 1}, name: value})
+    with pytest.raises(ValueError, match=f"{name}: found .*, expected .*: the latent of a vq model is not random"):
+        AutoencoderPhase(vq(), objective)
 
 
 def test_building_a_phase_leaves_the_model_as_it_was():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from tokenizer.latent_priors import StandardNormal
-from tokenizer.posteriors import DiagonalGaussian, Posterior
+from tokenizer.latent_priors.standard_normal import StandardNormal
+from tokenizer.latents import LatentDistribution, LatentPrior, Posterior
+from tokenizer.posteriors import DiagonalGaussian
 
 
 def a_posterior(b=3) -> Any:
@@ -29,7 +30,8 @@ def test_log_prob_is_torchs():
 def test_kl_to_the_standard_normal_is_torchs():
     posterior, prior = a_posterior(), StandardNormal((4, 2, 5))
     expected = kl_divergence(Normal(posterior.mean, (posterior.log_variance / 2).exp()), Normal(0.0, 1.0))
-    torch.testing.assert_close(posterior.kl(prior), expected.sum((1, 2, 3)))
+    (level,) = posterior.kl(prior)
+    torch.testing.assert_close(level, expected)
 
 
 def test_kl_is_the_mean_of_the_log_ratio_over_draws():
@@ -38,7 +40,16 @@ def test_kl_is_the_mean_of_the_log_ratio_over_draws():
     z = posterior.sample(20_000)
     ratio = posterior.log_prob(z) - prior.log_prob(z)
     error = 5 * ratio.std(1) / ratio.shape[1] ** 0.5
-    assert ((ratio.mean(1) - posterior.kl(prior)).abs() < error).all()
+    assert ((ratio.mean(1) - posterior.kl(prior)[0].sum((1, 2, 3))).abs() < error).all()
+
+
+def test_a_detached_posterior_passes_its_gradient_through_the_draw_alone():
+    posterior = a_posterior()
+    posterior.mean.requires_grad_()
+    z = posterior.sample(2)
+    posterior.detach().log_prob(z).sum().backward()
+    expected = -(z - posterior.mean[:, None]) * (-posterior.log_variance[:, None]).exp()
+    torch.testing.assert_close(posterior.mean.grad, expected.sum(1).detach())
 
 
 def test_a_prior_without_a_closed_form_gives_none():
@@ -87,6 +98,12 @@ def test_an_image_with_its_own_generator_does_not_see_the_batch():
 def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="found 2 generators, expected one for each of 3 rows"):
         a_posterior().sample(1, generators(1, 2))
+
+
+def test_the_standard_normal_is_a_prior_and_its_own_distribution():
+    prior = StandardNormal((4, 2, 5))
+    assert isinstance(prior, LatentPrior) and isinstance(prior, LatentDistribution)
+    assert prior.distribution(lambda x: a_posterior()) is prior
 
 
 def test_the_prior_is_torchs_standard_normal():

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, Quantizer
+from tokenizer.bottlenecks.deterministic import Deterministic, DeterministicConfig
 from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig
 from tokenizer.bottlenecks.lfq import LFQ, LFQConfig
@@ -17,7 +18,8 @@ BottleneckConfig = Annotated[
     VQConfig
     | FSQConfig
     | LFQConfig
-    | GaussianConfig,
+    | GaussianConfig
+    | DeterministicConfig,
     Field(discriminator="kind"),
 ]  # fmt: skip
 
@@ -35,3 +37,5 @@ def build_bottleneck(config: BottleneckConfig) -> Bottleneck:
             return LFQ(config)
         case GaussianConfig():
             return Gaussian(config)
+        case DeterministicConfig():
+            return Deterministic(config)

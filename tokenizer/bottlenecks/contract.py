@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from tokenizer.posteriors import Posterior
+from tokenizer.latents import Posterior
 
 MAX_CODES = 2**32  # what the largest integers of a token dataset hold
 
@@ -15,9 +15,9 @@ MAX_CODES = 2**32  # what the largest integers of a token dataset hold
 class BottleneckOutput:
     """Latents and what was learned on the way to them.
 
-    z: latents, float32; the posterior's mean if the bottleneck is continuous.
+    z: latents, float32; the posterior's mean where there is one.
     codes: integers in [0, num_codes), q per position; None for a continuous bottleneck.
-    posterior: q(z | x) of a continuous bottleneck.
+    posterior: q(z | x) of a latent that is random.
     terms: unweighted losses by name, summed over each image, with a second dimension for the draws (here 1).
     batch_terms: unweighted losses of the whole batch, on the scale of one image.
     metrics: figures to report, detached scalars.

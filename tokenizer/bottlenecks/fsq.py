@@ -1,7 +1,7 @@
 """Finite scalar quantization: round each channel to a few levels; nothing to learn, nothing to collapse."""
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -16,6 +16,7 @@ from tokenizer.straight_through import straight_through
 class FSQConfig(Options):
     """`levels` of each channel; their product is the number of codes. The paper (table 1) advises at least 5 each."""
 
+    continuous: ClassVar[bool] = False
     kind: Literal["fsq"] = "fsq"
     levels: tuple[Annotated[int, Field(ge=2, le=512)], ...] = Field(
         default=(8, 5, 5, 5), min_length=1, examples=[(2, 3, 4)]

@@ -1,9 +1,9 @@
 """The diagonal Gaussian posterior of the variational autoencoder."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenizer.bottlenecks.contract import BottleneckOutput
@@ -12,10 +12,23 @@ from tokenizer.posteriors import DiagonalGaussian
 
 
 class GaussianConfig(Options):
-    """`dim` latent channels, each with a mean and a log-variance."""
+    """`dim` latent channels, each with a mean and a log-variance.
 
+    `log_variance_range`: where log-variances are kept. The default is that of the latent diffusion autoencoder, far
+    outside what training visits.
+    """
+
+    continuous: ClassVar[bool] = True
     kind: Literal["gaussian"] = "gaussian"
     dim: int = Field(default=4, ge=1)
+    log_variance_range: tuple[float, float] = Field(default=(-30, 20), examples=[(-6, 2)])
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self):
+        low, high = self.log_variance_range
+        if low >= high:
+            raise ValueError(f"log_variance_range: found {low} to {high}, expected the lower bound first")
+        return self
 
 
 class Gaussian(nn.Module):
@@ -28,10 +41,11 @@ class Gaussian(nn.Module):
         self.num_codes, self.num_quantizers, self.embedding = None, 0, None
 
     def forward(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput:
-        # float32 whatever autocast says: exp overflows in half precision. The clamp keeps a wild first step finite;
-        # the bounds are those of the latent diffusion autoencoder, far outside what training visits.
+        # float32 whatever autocast says: exp overflows in half precision. The clamp keeps a wild first step finite.
         mean, log_variance = h.float().chunk(2, dim=1)
-        return BottleneckOutput(mean, posterior=DiagonalGaussian(mean, log_variance.clamp(-30, 20)))
+        return BottleneckOutput(
+            mean, posterior=DiagonalGaussian(mean, log_variance.clamp(*self.config.log_variance_range))
+        )
 
     def encode_state(self) -> dict[str, Tensor]:
         return {}

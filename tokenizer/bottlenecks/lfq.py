@@ -1,6 +1,6 @@
 """Lookup-free quantization: the sign of each channel is one bit of the code; there is no codebook to learn."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -22,6 +22,7 @@ class LFQConfig(Options):
         feature of length 1 is 98 % certain of its bit.
     """
 
+    continuous: ClassVar[bool] = False
     kind: Literal["lfq"] = "lfq"
     dim: int = Field(default=10, ge=1, le=20)
     temperature: Annotated[float, TRAINING_ONLY] = Field(default=1.0, gt=0, examples=[0.1])

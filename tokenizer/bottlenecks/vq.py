@@ -3,7 +3,7 @@
 from functools import reduce
 from inspect import signature
 from operator import add
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -29,6 +29,7 @@ class VQConfig(Options):
     restart_every: steps between two searches for such codes.
     """
 
+    continuous: ClassVar[bool] = False
     kind: Literal["vq"] = "vq"
     num_codes: int = Field(default=512, ge=1)
     dim: int = Field(default=64, ge=1)

@@ -1,29 +1,15 @@
-"""q(z | x) of the continuous family."""
+"""The Gaussian with independent elements: the posterior of the plain VAE."""
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer.divergences import gaussian_kl
-from tokenizer.latent_priors import StandardNormal
+from tokenizer.latent_priors.standard_normal import StandardNormal
 from tokenizer.noise import Generators, standard_normal
-
-
-@runtime_checkable
-class Posterior(Protocol):
-    """A distribution over latents for each image of a batch. Draws have the shape (b, k, d, h, w)."""
-
-    @property
-    def mean(self) -> Float[Tensor, "b d h w"]: ...
-
-    def sample(self, draws: int, generator: Generators = None) -> Float[Tensor, "b k d h w"]: ...
-
-    def log_prob(self, z: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k"]: ...
-
-    def kl(self, prior: nn.Module) -> Float[Tensor, " b"] | None: ...
 
 
 @dataclass
@@ -48,8 +34,11 @@ class DiagonalGaussian:
         squared = (z - self.mean[:, None]).square() * (-log_variance).exp()
         return (-0.5 * (squared + log_variance + math.log(2 * math.pi))).sum(dim=(-3, -2, -1))
 
-    def kl(self, prior: nn.Module) -> Float[Tensor, " b"] | None:
-        """KL(q(z | x) || p(z)) of each image in nats where it has a closed form, otherwise None."""
+    def kl(self, prior: Any, z: Float[Tensor, "b d h w"] | None = None) -> tuple[Float[Tensor, "b d h w"]] | None:
+        """KL(q(z | x) || p(z)) of every element in nats if the prior is the standard normal, otherwise None."""
         if isinstance(prior, StandardNormal):
-            return gaussian_kl(self.mean, self.log_variance).sum(dim=(1, 2, 3))
+            return (gaussian_kl(self.mean, self.log_variance),)
         return None
+
+    def detach(self) -> "DiagonalGaussian":
+        return DiagonalGaussian(self.mean.detach(), self.log_variance.detach())

@@ -1,11 +1,20 @@
-"""p(z) of the continuous family: what the posterior is compared with, and where new latents come from."""
+"""The standard normal: the prior of the plain VAE (arXiv 1312.6114)."""
 
 import math
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from tokenizer.latents import PosteriorOf
 from tokenizer.noise import standard_normal
+from tokenizer.options import Options
+
+
+class StandardNormalConfig(Options):
+    """No options."""
+
+    kind: Literal["standard_normal"] = "standard_normal"
 
 
 class StandardNormal(nn.Module):
@@ -14,6 +23,9 @@ class StandardNormal(nn.Module):
     def __init__(self, shape: tuple[int, int, int]):
         super().__init__()
         self.shape = shape
+
+    def distribution(self, posterior_of: PosteriorOf) -> "StandardNormal":
+        return self
 
     def log_prob(self, z: Float[Tensor, "*n d h w"]) -> Float[Tensor, "*n"]:
         """ln p(z), summed over the elements of each latent, nats."""

@@ -1,0 +1,62 @@
+"""Guards against posterior collapse: what takes the place of the plain KL in the loss."""
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from tokenizer.options import Options
+from tokenizer.schedules import Schedule
+
+Elements = tuple[Float[Tensor, "b _ _ _"], ...]
+"""The KL of every element of a latent in nats, one tensor for each level (see `Posterior.kl`)."""
+
+
+class FreeBits(Options):
+    """The KL below `nats` costs nothing (Kingma et al. 2016, arXiv 1606.04934, equation 15).
+
+    `per`: what has its own allowance: every element of the latent, every channel (all positions of it together), or
+    every level.
+    """
+
+    kind: Literal["free_bits"] = "free_bits"
+    nats: float = Field(gt=0, examples=[0.5])
+    per: Literal["element", "channel", "level"] = "element"
+
+    def guard(self, elements: Elements, step: int) -> Float[Tensor, " b"]:
+        """Σ max(nats, KL of a group) for each row of `elements`."""
+        return torch.stack([self._groups(level).clamp(min=self.nats).sum(1) for level in elements]).sum(0)
+
+    def _groups(self, level: Float[Tensor, "b d h w"]) -> Float[Tensor, "b groups"]:
+        match self.per:
+            case "element":
+                return level.flatten(1)
+            case "channel":
+                return level.sum((2, 3))
+            case "level":
+                return level.sum((1, 2, 3))[:, None]
+
+
+class Capacity(Options):
+    """The KL is drawn to `capacity` nats an image, from above and below: |KL - C| (Burgess et al. 2018,
+    arXiv 1804.03599, equation 8). Its gamma is the weight of "kl".
+    """
+
+    kind: Literal["capacity"] = "capacity"
+    capacity: Schedule = Field(examples=[3.0])
+
+    def guard(self, elements: Elements, step: int) -> Float[Tensor, " b"]:
+        kl = torch.stack([level.sum((1, 2, 3)) for level in elements]).sum(0)
+        return (kl - self.capacity.at(step)).abs()
+
+
+KLGuard = Annotated[FreeBits | Capacity, Field(discriminator="kind")]
+
+
+def guarded_batch(guard: FreeBits | Capacity, elements: Elements, step: int) -> Float[Tensor, ""]:
+    """What the loss of a batch holds in place of the KL. Allowances are for the mean over the batch, as in both papers:
+    a single image may well need none of a dimension.
+    """
+    return guard.guard(tuple(level.mean(0, keepdim=True) for level in elements), step)[0]
