@@ -6,6 +6,7 @@ from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, BottleneckOutput
 from tokenizer.codebook_health import CodebookHealth, CodeUsage
 from tokenizer.evaluation import Evaluation, evaluate
 from tokenizer.fidelity import psnr
+from tokenizer.importance import LikelihoodBounds, likelihood_bounds
 from tokenizer.likelihoods import LikelihoodConfig
 from tokenizer.objective import AutoencoderPhase, ObjectiveConfig
 from tokenizer.schedules import Schedule
@@ -22,11 +23,13 @@ __all__ = [
     "CodeUsage",
     "CodebookHealth",
     "Evaluation",
+    "LikelihoodBounds",
     "LikelihoodConfig",
     "ObjectiveConfig",
     "Quantizer",
     "Schedule",
     "evaluate",
     "evaluating",
+    "likelihood_bounds",
     "psnr",
 ]

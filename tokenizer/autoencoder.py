@@ -1,6 +1,6 @@
 """Stage one: backbone x bottleneck x likelihood. VAE, VQ-VAE and the like are configurations of one class."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -18,6 +18,7 @@ from tokenizer.likelihoods import LikelihoodConfig, build_likelihood
 from tokenizer.noise import Generators
 from tokenizer.options import Options
 
+LogWeights = Callable[..., Float[Tensor, "b k"]]
 Images = UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
 
 
@@ -141,12 +142,25 @@ class Autoencoder(nn.Module):
             terms["kl"], kl_elements = self._kl(bottleneck.posterior, prior, z, detached_density)
         elif draws > 1:
             raise ValueError(f"{draws} draws need a random latent, a {self.config.bottleneck.kind} bottleneck has none")
-        if draws > 1:
-            x = x.repeat_interleave(draws, 0)
-            condition = None if condition is None else condition.repeat_interleave(draws, 0)
-        params = self._decoder(z.flatten(0, 1), condition)
-        terms["nll"] = self.likelihood.nll(params, x).view(-1, draws)
+        params, terms["nll"] = self._nll(x, z, condition)
         return AutoencoderOutput(bottleneck, z, params, terms, bottleneck.batch_terms, kl_elements, prior)
+
+    def importance_weights(self, x: Images, condition: Tensor | None = None) -> LogWeights:
+        """A function that gives ln w = ln p(x, z) - ln q(z | x), in nats, of as many latents as it is asked for. Images
+        are encoded once.
+
+        Raises:
+            ValueError: images as in `forward`; a latent that is not random.
+        """
+        x = self._unit_range(x)
+        posterior, prior = self._posterior(x, condition), self.latent_distribution()
+        assert prior is not None
+
+        def log_weights(draws: int, generator: Generators = None) -> Float[Tensor, "b k"]:
+            z = posterior.sample(draws, generator)
+            return prior.log_prob(z) - posterior.log_prob(z) - self._nll(x, z, condition)[1]
+
+        return log_weights
 
     def encode(self, x: Images, step: int = 0, condition: Tensor | None = None) -> BottleneckOutput:
         """Raises ValueError when images do not have the configured size, channels and range type."""
@@ -228,8 +242,19 @@ class Autoencoder(nn.Module):
     def _decoder(self, z: Float[Tensor, "b d h w"], condition: Tensor | None) -> Float[Tensor, "b p h2 w2"]:
         return self.decoder(z.to(next(self.decoder.parameters()).dtype), condition)
 
-    def _posterior(self, x: Float[Tensor, "n c h w"]) -> Posterior:
-        posterior = self._bottleneck(x, 0, None).posterior
+    def _nll(
+        self, x: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d h2 w2"], condition: Tensor | None
+    ) -> tuple[Float[Tensor, "bk p h w"], Float[Tensor, "b k"]]:
+        """The likelihood's maps of every draw, and -ln p(x | z)."""
+        draws = z.shape[1]
+        if draws > 1:
+            x = x.repeat_interleave(draws, 0)
+            condition = None if condition is None else condition.repeat_interleave(draws, 0)
+        params = self._decoder(z.flatten(0, 1), condition)
+        return params, self.likelihood.nll(params, x).view(-1, draws)
+
+    def _posterior(self, x: Float[Tensor, "n c h w"], condition: Tensor | None = None) -> Posterior:
+        posterior = self._bottleneck(x, 0, condition).posterior
         if posterior is None:
             raise ValueError(f"the latent of a {self.config.bottleneck.kind} bottleneck is not random")
         return posterior
