@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import MultivariateNormal
 
 from tokenizer import Autoencoder, AutoencoderConfig, likelihood_bounds
+from tokenizer.layers import Sequential
 
 SCALE = 0.4
 
@@ -21,15 +23,13 @@ def linear_gaussian(posterior_log_variance: float = 0.0) -> Any:
         "bottleneck": {"kind": "gaussian", "dim": 2},
         "likelihood": {"kind": "normal", "scale": SCALE},
     }
-    model: Any = Autoencoder(AutoencoderConfig.model_validate(config)).eval()
-    flat = torch.nn.Flatten()
-    model.encoder = torch.nn.Sequential(flat, torch.nn.Linear(4, 4), torch.nn.Unflatten(1, (4, 1, 1)))
-    model.decoder = torch.nn.Sequential(flat, torch.nn.Linear(2, 4), torch.nn.Unflatten(1, (1, 2, 2)))
-    model.encoder.forward = lambda x, condition=None: torch.nn.Sequential.forward(model.encoder, x)
-    model.decoder.forward = lambda z, condition=None: torch.nn.Sequential.forward(model.decoder, z)
+    model = Autoencoder(AutoencoderConfig.model_validate(config)).eval()
+    encode, decode = nn.Linear(4, 4), nn.Linear(2, 4)
     with torch.no_grad():
-        model.encoder[1].weight[2:] = 0
-        model.encoder[1].bias[2:] = posterior_log_variance
+        encode.weight[2:] = 0
+        encode.bias[2:] = posterior_log_variance
+    model.encoder = Sequential(nn.Flatten(), encode, nn.Unflatten(1, (4, 1, 1)))
+    model.decoder = Sequential(nn.Flatten(), decode, nn.Unflatten(1, (1, 2, 2)))
     return model
 
 
