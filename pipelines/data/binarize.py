@@ -48,7 +48,6 @@ def draw_binary(images: UInt8[Tensor, "n c h w"], key: Key, counters: NDArray[np
     words = bits(key, counters, -(-pixels.shape[1] // PIXELS_PER_WORD))
     draws = words.astype("<u8", copy=False).view("<u2")[:, : pixels.shape[1]]
     np.maximum(draws, 1, out=draws)  # no number makes a pixel of value 0 white
-    white = draws <= pixels * np.uint16(
-        257
-    )  # 257 v + 1 of the 65,536 numbers; v / 255 of them would be 257 v + v / 255
+    # 257 v + 1 of the 65,536 numbers make a value v > 0 white; exact would be 257 v + v / 255.
+    white = draws <= pixels * np.uint16(257)
     return torch.from_numpy(white.view(np.uint8) * np.uint8(255)).view(images.shape)

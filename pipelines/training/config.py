@@ -36,6 +36,11 @@ class TrainingConfig(BaseModel):
     validation_images: int = Field(
         default=2048, gt=0, description="images of the held-out split that a validation reads"
     )
+    patience: int | None = Field(
+        default=None,
+        gt=0,
+        description="validations without a gain after which the run ends before `steps`; null: never",
+    )
     save_every: int = Field(default=500, gt=0)
     keep_states: int = Field(default=2, gt=0, description="resume states that are kept")
     log_every: int = Field(default=50, gt=0)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from pipelines.base.errors import UserError
 from pipelines.base.process_store import wait_for_all
-from pipelines.base.progress import Meter, progress
+from pipelines.base.progress import Meter, progress, say
 from pipelines.base.signals import StopRequest, stop_requests
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
@@ -26,7 +26,8 @@ from pipelines.training.task import Models, TensorBatch, TrainingTask
 
 
 class TrainingLoop:
-    """Trains a task for `config.steps` steps in `folder`, from its newest state. Only the first process writes.
+    """Trains a task for `config.steps` steps in `folder`, from its newest state, or until `config.patience` validations
+    have brought no gain. Only the first process writes.
 
     Raises:
         UserError: the batch cannot be shared out, or the loss stopped being finite: on every process.
@@ -43,7 +44,8 @@ class TrainingLoop:
             for number, (name, optimized) in enumerate(task.phases.items())
         }
         self.metrics = StepMetrics(self.collective)
-        self.step, self.best = 0, math.inf
+        self.step, self.best, self.best_step = 0, math.inf, 0
+        self.without_gain = 0  # validations since the best one
         self.figures: dict[str, float] = {}
 
     def run(self) -> dict[str, float]:
@@ -66,12 +68,23 @@ class TrainingLoop:
 
     def batches(self, stop: StopRequest) -> Iterator[TensorBatch]:
         """This process's share of each batch up to the last step, or up to a signal, which ends the run."""
-        if self.step == self.config.steps:
+        if self.is_over:
             return
         for batch in self.task.batches(self.step, self.collective.rank, self.collective.world):
             if stop.before(self.step):
                 self.stop(stop)
             yield batch
+            if self.is_over:
+                return
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last validations have brought no gain for as long as the recipe waits."""
+        return self.config.patience is not None and self.without_gain >= self.config.patience
+
+    @property
+    def is_over(self) -> bool:
+        return self.step == self.config.steps or self.stopped_early
 
     def update(self, batch: TensorBatch) -> None:
         """One step: every phase in turn updates its weights from the batch."""
@@ -94,13 +107,18 @@ class TrainingLoop:
         if log or validate or save:
             self.refuse_non_finite()
         if log:
-            means = self.metrics.means()
-            meter.note(**{name: value for name, value in means.items() if is_loss(name)})
-            self.record("train", means)
+            self.record_means(meter)
         if validate:
             self.validate()
-        if save:
+        if self.stopped_early and not log:
+            self.record_means(meter)
+        if save or self.stopped_early:
             self.save()
+
+    def record_means(self, meter: Meter) -> None:
+        means = self.metrics.means()
+        meter.note(**{name: value for name, value in means.items() if is_loss(name)})
+        self.record("train", means)
 
     def refuse_non_finite(self) -> None:
         """Raises UserError when a loss or a weight is not a finite number, after noting it in the folder."""
@@ -152,7 +170,9 @@ class TrainingLoop:
                 if value < self.best:
                     task.publish(models, path / "best")
                 draw_curves(path / "metrics.jsonl", path / "curves.png")
-            self.best = min(self.best, value)
+            self.without_gain += 1
+            if value < self.best:
+                self.best, self.best_step, self.without_gain = value, self.step, 0
 
     # State
 
@@ -188,10 +208,18 @@ class TrainingLoop:
                 self.figures = task.validate(models, self.collective)
             if self.collective.is_first:
                 task.publish(models, path / "last")
-                best = finite_or_none({task.monitor: self.best})
-                validation = finite_or_none(self.figures)
-                self.folder.finish({"steps": self.config.steps, "best": best, "validation": validation})
+                self.folder.finish(self.summary())
         wait_for_all(self.accelerator)  # what comes next reads these files
+
+    def summary(self) -> dict[str, Any]:
+        """What `done.json` says."""
+        best, figures = finite_or_none({self.task.monitor: self.best}), finite_or_none(self.figures)
+        summary = {"steps": self.step, "best": best, "best_step": self.best_step, "validation": figures}
+        if self.stopped_early:
+            gain = f"no gain of {self.task.monitor} in {self.without_gain} validations since step {self.best_step}"
+            say(f"{self.folder.path}: stopped at step {self.step:,} of {self.config.steps:,}, {gain}")
+            summary["stopped_early"] = gain
+        return summary
 
     def stop_when_complete(self, stop: StopRequest) -> None:
         """A signal during the last step or afterwards ends the command too: it may have more to do than this run."""
@@ -202,10 +230,17 @@ class TrainingLoop:
 
     def state_dict(self) -> dict[str, Any]:
         phases = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
-        return {"step": self.step, "best": self.best, "phases": phases, "metrics": self.metrics.state_dict()}
+        progress = {
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "without_gain": self.without_gain,
+        }
+        return {**progress, "phases": phases, "metrics": self.metrics.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
+        self.best_step, self.without_gain = state.get("best_step", 0), state.get("without_gain", 0)
         self.metrics.load_state_dict(state["metrics"])
         for name, trainer in self.trainers.items():
             trainer.load_state_dict(state["phases"][name])

@@ -1,6 +1,7 @@
 """Run by test_processes.py in each of several processes: what must hold between them. The first failure ends all."""
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from pipelines.base import distributed
 from pipelines.training import loop
 from pipelines.training.collective import Collective
-from tests.pipelines.training.toy import QUICK, Regression, ToyTask, equal, run, weights
+from tests.pipelines.training.toy import OPTIMIZER, QUICK, Regression, ToyTask, equal, run, weights
 
 
 class Cut(Exception):
@@ -46,6 +47,20 @@ def resumed_equals_uninterrupted(root: Path, accelerator: Accelerator) -> None:
             accelerator.wait_for_everyone()
             assert equal(weights(whole), weights(resumed)), f"{name}, cut at step {stop}"
             assert equal(weights(whole, "best"), weights(resumed, "best")), f"best of {name}, cut at step {stop}"
+
+
+def all_stop_at_the_same_step(root: Path, accelerator: Accelerator) -> None:
+    """Early, when validation brings no gain, and also after a cut."""
+    hasty = OPTIMIZER.model_copy(update={"learning_rate": 0.5})
+    config = QUICK.model_copy(update={"steps": 400, "validate_every": 2, "patience": 3, "optimizer": hasty})
+    whole = run(root / "patient", ToyTask(config))
+    steps = json.loads((whole.path / "done.json").read_text())["steps"]
+    assert steps < 400
+    with contextlib.suppress(Cut):
+        run(root / "patient-cut", ToyTask(config, broken=cut_at(steps - 1)))
+    resumed = run(root / "patient-cut", ToyTask(config))
+    assert equal(weights(whole), weights(resumed)) and equal(weights(whole, "best"), weights(resumed, "best"))
+    assert (whole.path / "done.json").read_text() == (resumed.path / "done.json").read_text()
 
 
 def gradients_are_means(root: Path, accelerator: Accelerator) -> None:
@@ -92,6 +107,7 @@ if __name__ == "__main__":
         gradients_are_means,
         validation_is_that_of_one_process,
         every_process_begins_with_the_weights_of_the_first,
+        all_stop_at_the_same_step,
         resumed_equals_uninterrupted,
     ):
         check(Path(sys.argv[1]), accelerator)

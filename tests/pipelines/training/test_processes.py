@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-CHECKS = 4
+CHECKS = 5
 
 
 @pytest.mark.slow
