@@ -18,6 +18,7 @@ from pipelines.base.recipe_files import flatten_keys, validate
 from pipelines.base.redaction import Public
 from pipelines.data.preprocess import Preprocess
 from pipelines.data.source import Split
+from tokenizer.bottlenecks.contract import MAX_CODES
 
 Unsigned = Literal["uint8", "uint16", "uint32"]
 MAX_TOKENS_PER_IMAGE = 2**24
@@ -79,7 +80,7 @@ class TokenSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["smalti-tokens/1"] = "smalti-tokens/1"
-    num_codes: int = Field(ge=1, le=2**32)
+    num_codes: int = Field(ge=1, le=MAX_CODES)
     num_quantizers: int = Field(ge=1)
     levels: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=1)
     order: Literal["raster, quantizers innermost"] = "raster, quantizers innermost"

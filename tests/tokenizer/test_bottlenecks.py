@@ -39,6 +39,21 @@ def test_configuration_survives_json(name):
     assert adapter.validate_json(adapter.dump_json(MEMBERS[name])) == MEMBERS[name]
 
 
+LARGEST = {  # options of a quantizer with 2^20 codes, and of one with more
+    "vq": ({"num_codes": 2**20, "dim": 1}, {"num_codes": 2**20 + 1}),
+    "fsq": ({"levels": (32, 32, 32, 32)}, {"levels": (32, 32, 32, 33)}),
+    "lfq": ({"dim": 20}, {"dim": 21}),
+}
+
+
+@pytest.mark.parametrize("kind", sorted({MEMBERS[name].kind for name in DISCRETE}))
+def test_a_codebook_whose_use_cannot_be_counted_is_refused(kind):
+    adapter, (largest, beyond) = TypeAdapter(BottleneckConfig), LARGEST[kind]
+    assert build_bottleneck(adapter.validate_python({"kind": kind, **largest})).num_codes == 2**20
+    with pytest.raises(ValidationError, match=r"1048576|1,048,576|less than or equal to 20"):
+        adapter.validate_python({"kind": kind, **beyond})
+
+
 @every_member
 def test_every_member_keeps_the_protocol(name):
     bottleneck, _ = a_batch(name)

@@ -59,8 +59,3 @@ def test_two_levels_learn_to_be_told_apart():
         loss.backward()
         optimizer.step()
     assert weight > 0.1 and loss < 0.01
-
-
-def test_a_codebook_too_large_for_any_index_is_refused():
-    with pytest.raises(ValueError, match="levels"):
-        FSQConfig(levels=(512,) * 8)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenizer.latents import Posterior
 
-MAX_CODES = 2**32  # what the largest integers of a token dataset hold
+MAX_CODES = 2**20  # of a codebook: figures count the use of every code, and a prior has an id for each
 
 
 @dataclass

@@ -25,7 +25,7 @@ class FSQConfig(Options):
     @model_validator(mode="after")
     def _codes_have_an_index(self):
         if prod(self.levels) > MAX_CODES:
-            raise ValueError(f"levels {self.levels} make {prod(self.levels)} codes, expected at most {MAX_CODES}")
+            raise ValueError(f"levels {self.levels} make {prod(self.levels):,} codes, expected at most {MAX_CODES:,}")
         return self
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.bottlenecks.contract import BottleneckOutput, check_codes, count_nonfinite
+from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes, count_nonfinite
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import straight_through
 
@@ -16,7 +16,7 @@ GROUP = 8  # bits whose joint distribution is formed: 256 probabilities per posi
 
 
 class LFQConfig(Options):
-    """`dim` channels of one bit each, hence 2^dim codes. Their use is counted code by code: 20 channels take 8 MiB.
+    """`dim` channels of one bit each, hence 2^dim codes.
 
     temperature: of the soft assignment to codes inside the entropy term. Implementations differ, from 0.01 to 1; at 1 a
         feature of length 1 is 98 % certain of its bit.
@@ -24,7 +24,7 @@ class LFQConfig(Options):
 
     continuous: ClassVar[bool] = False
     kind: Literal["lfq"] = "lfq"
-    dim: int = Field(default=10, ge=1, le=20)
+    dim: int = Field(default=10, ge=1, le=MAX_CODES.bit_length() - 1)
     temperature: Annotated[float, TRAINING_ONLY] = Field(default=1.0, gt=0, examples=[0.1])
 
 

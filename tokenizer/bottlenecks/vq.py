@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tokenizer.bottlenecks.codebook import Codebook
-from tokenizer.bottlenecks.contract import BottleneckOutput, check_codes
+from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import rotation_trick, straight_through
 
@@ -31,7 +31,7 @@ class VQConfig(Options):
 
     continuous: ClassVar[bool] = False
     kind: Literal["vq"] = "vq"
-    num_codes: int = Field(default=512, ge=1)
+    num_codes: int = Field(default=512, ge=1, le=MAX_CODES)
     dim: int = Field(default=64, ge=1)
     num_quantizers: int = Field(default=1, ge=1, le=256, examples=[3])
     decay: Annotated[float, TRAINING_ONLY] = Field(default=0.99, ge=0, lt=1)
