@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,19 @@ def replacing(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on a clean exit it is synced and takes the place of `path`.
 
     Without `durable` nothing is synced: the file is whole for every program, and may be lost if the machine crashes.
-    The name is unique to the process, keeps the suffix (writers choose formats by it) and begins with a dot.
+    The name is unique to the process, keeps the suffix (writers choose formats by it) and begins with a dot. The file's
+    mode is that of any new file, also where a writer (safetensors) makes files that only their owner may read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         if durable:
             sync(temporary)
         os.replace(temporary, path)

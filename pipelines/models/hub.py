@@ -6,6 +6,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from pipelines.base.errors import UserError
+from pipelines.base.output_folder import MARKER
 
 
 def local_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
@@ -29,4 +30,6 @@ def push(folder: str | Path, repo_id: str, private: bool = False, message: str =
     """Upload a finished model, token or image pipeline folder; returns the address of the commit."""
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message))
+    ours = [MARKER, f"*/{MARKER}"]  # which say that a folder on this machine may be overwritten
+    uploaded = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message, ignore_patterns=ours)
+    return str(uploaded)

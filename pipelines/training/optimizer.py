@@ -50,7 +50,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a model's parameters; its buffers (a codebook, say) are copied, not averaged.
+    """Exponential moving average of a model's parameters; its buffers (a codebook, say) are copied, not averaged. Those
+    that are not saved are left alone: they are constants, or what a codebook collects during a step.
 
     The decay warms up as (1 + t) / (10 + t), so that a short run is not an average over its initialisation.
     """
@@ -58,6 +59,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.saved = set(model.state_dict())
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -66,8 +68,10 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates > 1 else 0.0
         current = [parameter.detach() for parameter in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(buffer)
+        kept = dict(self.model.named_buffers())
+        for name, buffer in model.named_buffers():
+            if name in self.saved:
+                kept[name].copy_(buffer)
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "model": self.model.state_dict()}

@@ -5,10 +5,12 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from pipelines.base.errors import UserError
 from pipelines.models import hub, image_pipeline
@@ -306,13 +308,17 @@ def test_pushing_uploads_a_whole_image_pipeline(pipe, monkeypatch):
         def create_repo(self, repo_id, **options):
             seen["repo"] = repo_id, options["private"]
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
+        def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
+            names = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+            sent = set(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+            seen["kept back"] = set(names) - sent
             seen["tokens"] = draw(ImageGenerationPipeline.from_pretrained(folder_path)).tokens
             return f"https://hub/{repo_id}/commit/1"
 
     monkeypatch.setattr(hub, "HfApi", FakeApi)
     assert pipe.push_to_hub("me/tiles", private=True) == "https://hub/me/tiles/commit/1"
     assert seen["repo"] == ("me/tiles", True)
+    assert seen["kept back"] == {".smalti.json"}
     assert torch.equal(seen["tokens"], draw(pipe).tokens)
 
 

@@ -40,6 +40,16 @@ def test_weight_average_equals_its_recurrence_and_copies_buffers():
     assert average.model.get_buffer("seen") == model.seen
 
 
+def test_a_weight_average_does_not_copy_what_is_not_saved():
+    """A codebook collects sums as large as itself during a step, which no average needs."""
+    model = Network()
+    model.register_buffer("collected", torch.zeros(3), persistent=False)
+    average = WeightAverage(model, decay=0.5)
+    model.get_buffer("collected").fill_(1.0)
+    average.update(model)
+    assert average.model.get_buffer("collected").eq(0).all()
+
+
 def test_the_average_is_a_model_of_its_own_in_evaluation_mode():
     model = Network()
     average = WeightAverage(model, decay=0.5).model
