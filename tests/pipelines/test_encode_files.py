@@ -60,7 +60,7 @@ def encode_parquet(tokenizer, path, tmp_path, **options):
 
 
 def test_a_missing_caption_in_the_first_row_keeps_the_others(source, tiny_tokenizer, tmp_path):
-    """Review 20: it dropped the whole column."""
+    """Such a row once dropped the whole column."""
     rows = encode_parquet(tiny_tokenizer, source, tmp_path).rows
     split = TokenDataset.open(tmp_path / "tokens").split("train")
     assert len(split) == rows
@@ -128,7 +128,7 @@ def test_secrets_of_the_source_are_written_nowhere(source, tiny_tokenizer, tmp_p
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
 def test_open_files_do_not_pile_up(tiny_tokenizer, tmp_path, monkeypatch):
-    """Review 14: 1,600 PNGs and two workers ran into `ulimit -n 1024`."""
+    """1,600 PNGs and two workers once ran into `ulimit -n 1024`."""
     folder = tmp_path / "png" / "train"
     folder.mkdir(parents=True)
     for seed in range(150):
@@ -176,7 +176,7 @@ def test_a_data_set_without_a_train_split_has_no_baselines(tiny_tokenizer, make_
     "name", ["../../data/test-00000-of-00003.parquet", "/etc/passwd", "data/../x.parquet", "manifest.json"]
 )
 def test_a_manifest_names_no_file_outside_of_its_data(tiny_tokens, tmp_path, name):
-    """Review 20: `file: ../../…` was followed."""
+    """A manifest that says `file: ../../…` is not followed."""
     folder = shutil.copytree(tiny_tokens, tmp_path / "tokens")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["splits"]["test"]["shards"][0]["file"] = name
@@ -217,7 +217,7 @@ def test_overwriting_deletes_only_what_encode_writes(tiny_tokens, tiny_tokenizer
 
 
 def test_a_wrong_request_deletes_nothing(tiny_tokens, tiny_tokenizer, make_data, tmp_path):
-    """Review 2: the old output was gone before the new request had been tried."""
+    """The old output must not be gone before the new request has been tried."""
     folder = shutil.copytree(tiny_tokens, tmp_path / "tokens")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(UserError):
@@ -234,7 +234,6 @@ def test_encoding_again_with_the_tokenizer_inside(tiny_tokens, make_data, tmp_pa
 
 
 def test_two_commands_do_not_write_one_folder(tiny_tokenizer, make_data, tmp_path):
-    """Review 5."""
     folder = tmp_path / "tokens"
     with OutputFolder(folder, TOKEN_DATASET).begin(), pytest.raises(UserError, match="another smalti command"):
         encode(tiny_tokenizer, make_data(test=5), folder, splits=("test",))
@@ -255,7 +254,7 @@ def test_large_shards_are_read_in_bounded_chunks(tiny_tokenizer, make_data, tmp_
 
 @pytest.mark.slow
 def test_a_broken_image_of_one_process_is_the_message_of_all(tiny_tokenizer, tmp_path):
-    """Review 23: a bad image in the second process's shard was named by nobody."""
+    """Also one in the shard of the second process."""
     folder = tmp_path / "png" / "train"
     folder.mkdir(parents=True)
     for row in range(60):

@@ -57,7 +57,7 @@ def test_an_error_of_a_thread_is_raised_in_its_turn():
 
 
 def test_pixels_are_dropped_with_their_pass(passes, tiny_tokenizer):
-    """Review 14: every image was kept until its shard ended."""
+    """Images are not kept until their shard ends."""
     model = load_tokenizer(tiny_tokenizer).model
     for batch, _ in encoded_passes(model, *passes):
         assert batch.images.untyped_storage().nbytes() == 0
@@ -85,7 +85,7 @@ def open_images_of(passes):
 
 
 def test_every_pass_uses_one_core_and_leaves_cudnn_on(passes, tiny_tokenizer, monkeypatch):
-    """Review 11: the network ran with cuDNN switched off."""
+    """The network once ran with cuDNN switched off."""
     model, seen = load_tokenizer(tiny_tokenizer).model, []
     encode = model.encode
 
