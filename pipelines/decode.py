@@ -1,4 +1,4 @@
-"""Tokens -> pictures: `smalti decode`."""
+"""Tokens -> images: `smalti decode`."""
 
 import re
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ from pipelines.base.progress import progress, say
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.tokens.dataset import TokenDataset, TokenSplit
 
-SHOWN = 64  # pictures on the overview
+SHOWN = 64  # images on the overview
 ROWS_AT_ONCE = 4096
-PICTURES = OutputKind(name="decoded pictures", command="smalti decode", owned=("decoded.json", "*.png"))
+PICTURES = OutputKind(name="decoded images", command="smalti decode", owned=("decoded.json", "*.png"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def decode(
     batch_size: int = 64,
     overwrite: bool = False,
 ) -> DecodeResult:
-    """Decode the first `max_images` rows of a split (None: all) into PNGs and an overview. Pictures that are there
+    """Decode the first `max_images` rows of a split (None: all) into PNGs and an overview. Images that are there
     already are not written again. `tokenizer_folder` None takes the tokenizer stored with the tokens.
 
     Raises:
@@ -67,7 +67,7 @@ def decode(
     result = DecodeResult(folder.path, pictures, folder.path / "grid.png", already_complete=False)
     if not overwrite and _decoded_rows(folder.path, request) >= count:
         if accelerator.is_main_process:
-            say(f"{output}: already decoded, {count:,} pictures; nothing to do")
+            say(f"{output}: already decoded, {count:,} images; nothing to do")
         return DecodeResult(folder.path, pictures, result.grid, already_complete=True)
     with folder.begin(overwrite, accelerator):
         with first_process(accelerator) as first:
@@ -142,7 +142,7 @@ def file_names(keys: list[str]) -> list[str]:
 
 
 def _weights(tokenizer: LoadedTokenizer) -> str:
-    """Identity of the decoder too: the fingerprint leaves it out, pictures depend on it."""
+    """Identity of the decoder too: the fingerprint leaves it out, images depend on it."""
     return read_json_mapping(tokenizer.folder / "config.json")["weights_sha256"]
 
 
@@ -158,5 +158,5 @@ def _decoded_rows(folder: Path, request: dict[str, Any]) -> int:
             for key in request
             if written.get(key) != request[key]
         )
-        raise UserError(f"{folder}: holds other pictures: {differing}; choose another --output, or --overwrite")
+        raise UserError(f"{folder}: holds other images: {differing}; choose another --output, or --overwrite")
     return done if isinstance(done, int) else 0

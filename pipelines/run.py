@@ -110,7 +110,7 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
         report = {"recipe": identity(recipe), "sources": sources(root), **figures, "seconds": timer.seconds}
         if accelerator.is_main_process:
             write_text(root / "recipe.yaml", dump(recipe))
-            write_report(root, report, f"{root.name}: from pictures to tokens to new pictures")
+            write_report(root, report, f"{root.name}: from images to tokens to new images")
             print_report(report, root.name)
         wait_for_all(accelerator)
     return report

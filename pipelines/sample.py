@@ -1,4 +1,4 @@
-"""Tokens, then pictures: `smalti sample`. One PNG per image that knows its own seed; killed runs continue."""
+"""Tokens, then images: `smalti sample`. One PNG per image that knows its own seed; killed runs continue."""
 
 import hashlib
 import json

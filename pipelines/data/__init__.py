@@ -51,13 +51,13 @@ class DataConfig(BaseModel):
     """The `data` block of a recipe.
 
     `on_unreadable`: "skip" leaves out what cannot be read and names it; "refuse" reads every image once at the start
-    and stops if one cannot be read. `max_pixels`: larger pictures count as unreadable, by their header.
+    and stops if one cannot be read. `max_pixels`: larger images count as unreadable, by their header.
     `validation_fraction`, `test_fraction`: shares of the training rows that serve as these splits where the data has
     none of its own (0: do without). `augment` changes training images only; `binarize` (None: off) makes all images
-    black and white. `workers`: threads that decode pictures (0:
+    black and white. `workers`: threads that decode images (0:
     the cores of this process, at most 8).
 
-    A picture is decoded once: its prepared pixels are kept in memory where those of all rows of the source fit
+    An image is decoded once: its prepared pixels are kept in memory where those of all rows of the source fit
     `cache_bytes`, which the processes of this machine share, and a quarter of its memory. Larger data sets, and those
     that several processes of this machine read, use a memory-mapped file of up to `cache_file_bytes` (and half of the
     free disk) in the folder $SMALTI_CACHE (default: ~/.cache/smalti). It stays for the next command and may be deleted
@@ -79,7 +79,7 @@ class DataConfig(BaseModel):
 
 
 def open_splits(config: SourceConfig, size: int, max_pixels: int) -> ImageSplits:
-    """The splits of a data set. `size`: pixels of the side of pictures that are drawn rather than read.
+    """The splits of a data set. `size`: pixels of the side of images that are drawn rather than read.
 
     Raises:
         UserError: there is no such data set, or a column or split that the recipe names is missing.

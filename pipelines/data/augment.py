@@ -11,7 +11,7 @@ from pipelines.base.random_streams import uniforms
 
 class Augment(BaseModel):
     """`horizontal_flip`: mirror half of the images. `shift`: move each by up to so many pixels in both directions,
-    which is a random crop of the picture padded by its own edge.
+    which is a random crop of the image padded by its own edge.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

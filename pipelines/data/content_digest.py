@@ -13,8 +13,8 @@ HEAD_BYTES = 2**14
 
 
 class ContentDigest:
-    """Sees every row of a split of `length` rows in order: its columns, the size of its encoded picture, and the first
-    16 KiB of that picture where the data set itself holds it, or its file is among up to 16,384 evenly spread ones.
+    """Sees every row of a split of `length` rows in order: its columns, the size of its encoded image, and the first
+    16 KiB of that image where the data set itself holds it, or its file is among up to 16,384 evenly spread ones.
 
     A file that was replaced by one of the same size, and is not among those, is not noticed.
     """

@@ -31,7 +31,7 @@ from pipelines.data.splits import RowNumbers
 from pipelines.data.unreadable_rows import UnreadableRows
 
 CHECKED_AT_ONCE = 1024
-FETCHED_AT_ONCE = 256  # encoded pictures in memory: they may be large
+FETCHED_AT_ONCE = 256  # encoded images in memory: they may be large
 CANDIDATES_AT_ONCE = 64  # rows that may take the place of an unreadable one
 LABELS_AT_ONCE = 100_000
 
@@ -341,7 +341,7 @@ class ImageDataset:
             parts.append(images)
             failures |= {start + place: why for place, why in failed.items()}
         images = torch.cat(parts) if len(parts) > 1 else parts[0]
-        labels = self._source.labels(listed)  # afterwards: some sources learn them from the pictures' items
+        labels = self._source.labels(listed)  # afterwards: some sources learn them from the images' items
         return images, labels, failures
 
     def _named(self, rows: NDArray[np.int64], failures: dict[int, str]) -> list[tuple[int, Unreadable]]:

@@ -1,4 +1,4 @@
-"""Decoding many pictures at once, by a few threads: PIL and torch work without Python's lock most of the time."""
+"""Decoding many images at once, by a few threads: PIL and torch work without Python's lock most of the time."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ MOST_THREADS = 8
 def decode_images(
     readers: Sequence[Reader], preprocess: Preprocess, threads: int = 0
 ) -> tuple[UInt8[Tensor, "n c size size"], dict[int, str]]:
-    """The prepared pictures of some rows in their order, as one tensor, and why some could not be decoded.
+    """The prepared images of some rows in their order, as one tensor, and why some could not be decoded.
 
     Places of such rows hold zeros. `threads`: 0 takes `default_threads()`; 1 is the calling thread.
     """

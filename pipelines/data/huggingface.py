@@ -182,7 +182,7 @@ def _undecoded(split: Any, column: str) -> Any:
         if value.startswith(("http://", "https://")):
             raise UserError(
                 f"source.image: column {column!r} holds addresses ({urlsplit(value).hostname}), not images; "
-                "download the pictures first"
+                "download the images first"
             )
     try:
         return split.cast_column(column, ImageFeature(decode=False))
@@ -260,7 +260,7 @@ class HuggingFace:
         return self.data[slice(first, last + 1) if consecutive else list(rows)]
 
     def _paths(self, rows: Sequence[int]) -> list[str | None]:
-        """The file of each picture, None where its bytes stand in the data set itself."""
+        """The file of each image, None where its bytes stand in the data set itself."""
         if not len(rows):
             return []
         column = self._table(rows).column(self.config.image).combine_chunks()
@@ -286,7 +286,7 @@ class HuggingFace:
 
 
 def relative_key(path: str, roots: Sequence[str]) -> str | None:
-    """A name for a picture from where its file lies: never an absolute path, no host's password, no query.
+    """A name for an image from where its file lies: never an absolute path, no host's password, no query.
 
     None where the file lies in none of the `roots` (absolute paths of folders).
     """

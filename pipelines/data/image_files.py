@@ -43,14 +43,14 @@ def open_image(content: bytes | str | Path, max_pixels: int) -> Image.Image:
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:
-    """Raises TooLarge where a picture, decoded or not, has more than max_pixels pixels."""
+    """Raises TooLarge where an image, decoded or not, has more than max_pixels pixels."""
     if (pixels := image.width * image.height) > max_pixels:
         raise _too_large(pixels, max_pixels)
 
 
 def _too_large(pixels: int | None, max_pixels: int) -> TooLarge:
     size = "too many" if pixels is None else f"{pixels:,}"
-    return TooLarge(f"the picture has {size} pixels, max_pixels is {max_pixels:,}")
+    return TooLarge(f"the image has {size} pixels, max_pixels is {max_pixels:,}")
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Prepared pixels, kept from the time a row is first read, so that a picture is decoded once.
+"""Prepared pixels, kept from the time a row is first read, so that an image is decoded once.
 
 They are kept in memory, or in a file that all processes of a machine share and that outlives them. Each row of the file
 carries a checksum, which a process verifies when it first meets the row. So a row that is half written, by a process
@@ -116,8 +116,8 @@ def pixel_cache(
     """A cache for `length` rows, shared by everybody in this process who asks for the same `identity`; None where it
     would exceed both budgets.
 
-    `identity` names the pictures and how they are prepared (None: nothing does). A file is used above `memory_bytes`,
-    and where a launcher started several processes on this machine, if there is an identity and the pictures are
+    `identity` names the images and how they are prepared (None: nothing does). A file is used above `memory_bytes`,
+    and where a launcher started several processes on this machine, if there is an identity and the images are
     `decoded`, for drawing them again is cheaper. `memory_bytes`, at most a quarter of the machine's memory, is that of
     all these processes together. The file may be as large as `file_bytes` and half of the free disk.
     """

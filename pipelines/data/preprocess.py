@@ -1,4 +1,4 @@
-"""From any picture to the square uint8 tensor that a recipe asks for. It is part of a tokenizer's identity."""
+"""From any image to the square uint8 tensor that a recipe asks for. It is part of a tokenizer's identity."""
 
 from typing import Annotated, Literal
 
@@ -18,9 +18,9 @@ MAX_SIZE = 16384  # pixels a side: an RGB image of 768 MiB
 class Preprocess(BaseModel):
     """Colour, size and shape of what the encoder sees: uint8, channels first, values 0 … 255.
 
-    `crop`: "center" takes the largest centred square, "none" stretches, "pad" fits the whole picture and fills the rest
+    `crop`: "center" takes the largest centred square, "none" stretches, "pad" fits the whole image and fills the rest
     with `background` (red, green, blue), which also shows through transparent pixels. `apply_exif_orientation`: turn
-    pictures upright as their EXIF data says.
+    images upright as their EXIF data says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,13 +38,13 @@ class Preprocess(BaseModel):
 
 
 def prepare_image(image: Image.Image, config: Preprocess) -> UInt8[Tensor, "c size size"]:
-    """One picture, prepared: EXIF orientation, depth and colour, then crop and resize.
+    """One image, prepared: EXIF orientation, depth and colour, then crop and resize.
 
     Steps that change nothing are skipped. Sixteen-bit grey keeps its upper byte. Grey from colour is ITU-R 601 luma.
-    Cropping comes before resizing, which for the largest square is the same picture for less work.
+    Cropping comes before resizing, which for the largest square is the same image for less work.
 
     Raises:
-        ValueError: a floating point picture, whose range of values is not known.
+        ValueError: a floating point image, whose range of values is not known.
         OSError and others: whatever PIL finds wrong with the file when the pixels are decoded here.
     """
     image.load()
@@ -61,7 +61,7 @@ def to_mode(image: Image.Image, mode: Literal["L", "RGB"], background: tuple[int
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise ValueError("a floating point picture (mode F) has no known range of values")
+        raise ValueError("a floating point image (mode F) has no known range of values")
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which PIL uses for 16-bit files too
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))

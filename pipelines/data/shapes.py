@@ -1,6 +1,6 @@
-"""Pictures drawn on demand, with label, caption and ground truth: one or two plain shapes on a plain ground.
+"""Images drawn on demand, with label, caption and ground truth: one or two plain shapes on a plain ground.
 
-Every scene is a pure function of (seed, split, index). Positions are fractions of the picture, from the top left. In a
+Every scene is a pure function of (seed, split, index). Positions are fractions of the image, from the top left. In a
 scene of two objects the first is large, the second small and of another colour; they never touch.
 """
 
@@ -34,7 +34,7 @@ GROUNDS = {
     "pale pink": (250, 216, 224),
     "pale blue": (206, 226, 250),
 }
-RADII = {"small": 0.15, "large": 0.22}  # of the picture's side
+RADII = {"small": 0.15, "large": 0.22}  # of the image's side
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 
 # Geometry at radius 1: about equal areas. Half side of the square, circumradius of the triangle, half length and half
@@ -78,7 +78,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `objects` are ordered by size, the primary one first."""
+    """What an image shows; `objects` are ordered by size, the primary one first."""
 
     ground: str
     objects: tuple[SceneObject, ...]
@@ -99,7 +99,7 @@ class Scene:
 @dataclass(frozen=True)
 class Scenes:
     """n scenes as arrays; the object axis is (primary, second), `count` says how many are there. Indices are into
-    SHAPES, COLOURS, GROUNDS; `radius` and `centre` (x, y of the centroid) are fractions of the picture's side.
+    SHAPES, COLOURS, GROUNDS; `radius` and `centre` (x, y of the centroid) are fractions of the image's side.
     """
 
     ground: NDArray[np.int64]
@@ -178,7 +178,7 @@ def coverage(shape: int, radius: NDArray[np.float32], x: NDArray[np.float32], y:
 
 
 def draw(scenes: Scenes, size: int) -> UInt8[Tensor, "n 3 size size"]:
-    """Antialiased pictures of the scenes. Objects never touch, so each is painted in a window of its own."""
+    """Antialiased images of the scenes. Objects never touch, so each is painted in a window of its own."""
     pictures = np.empty((len(scenes), size, size, 3), np.uint8)
     pictures[:] = _GROUNDS[scenes.ground][:, None, None]
     for j in range(2):

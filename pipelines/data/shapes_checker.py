@@ -1,7 +1,7 @@
 """Reading the factors of a `shapes` scene back from pixels, also from blurred, noisy or generated ones.
 
 The ground is the median colour. Every other pixel is explained as so much of one palette colour over the ground; each
-colour that covers enough of the picture is compared with templates of all shapes and sizes around its centroid.
+colour that covers enough of the image is compared with templates of all shapes and sizes around its centroid.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipelines.data.shapes import CLASSES, COLOURS, GROUNDS, RADII, SHAPES, Scen
 # Agreement (Dice) of an object with its best template below which it is a blob and not a shape. Clean objects agree to
 # 0.95 and more, blurred ones (sigma 0.7 at 32 pixels) to 0.9.
 LEGIBLE = 0.8
-# Area, as a share of the picture, below which a colour is a stain and not an object. The smallest true one has 0.03.
+# Area, as a share of the image, below which a colour is a stain and not an object. The smallest true one has 0.03.
 STAIN = 0.012
 OFFSETS = np.array([(dx, dy) for dx in (-0.5, 0.0, 0.5) for dy in (-0.5, 0.0, 0.5)])  # pixels
 
@@ -23,7 +23,7 @@ _GROUNDS = np.array(list(GROUNDS.values()), np.float64)
 
 
 def read_factors(image: UInt8[Tensor, "3 h h"]) -> Scene | None:
-    """The scene in a picture, objects by falling area; None if something in it is no shape, or nothing is."""
+    """The scene in an image, objects by falling area; None if something in it is no shape, or nothing is."""
     pixels = image.numpy().reshape(3, -1).astype(np.float64).T
     size = image.shape[-1]
     ground = np.median(pixels, axis=0)
@@ -85,13 +85,13 @@ def _blur(size: int) -> NDArray[np.float64]:
 
 
 def label_of(image: UInt8[Tensor, "3 h h"]) -> int | None:
-    """Class of the larger object (an index into CLASSES); None where the picture is no scene of one or two shapes."""
+    """Class of the larger object (an index into CLASSES); None where the image is no scene of one or two shapes."""
     scene = read_factors(image)
     return None if scene is None or len(scene.objects) > 2 else scene.label
 
 
 def obeys_label(image: UInt8[Tensor, "3 h h"], label: int | str) -> bool:
-    """Whether the picture shows what its label says. `label` is an index into CLASSES or one of its names.
+    """Whether the image shows what its label says. `label` is an index into CLASSES or one of its names.
 
     Raises:
         ValueError: there is no such class.

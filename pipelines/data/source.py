@@ -1,4 +1,4 @@
-"""What every source of images gives: rows of pictures, and what is known of each row beside its pixels."""
+"""What every source of images gives: rows of images, and what is known of each row beside its pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class ImageSource(Protocol):
 
     Labels number the `classes`; some rows may have none, but in a source with classes not all. `has_text` tells whether
     rows may have a text. `provenance` is plain JSON that says where the rows come from. `fingerprint` changes
-    when the pictures do; None where that is not known.
+    when the images do; None where that is not known.
     """
 
     classes: list[str] | None
@@ -81,7 +81,7 @@ class ImageSource(Protocol):
         ...
 
     def readers(self, rows: Sequence[int]) -> list[Reader]:
-        """One function a row that decodes its picture. Any thread may call it. It may raise any of DECODE_ERRORS."""
+        """One function a row that decodes its image. Any thread may call it. It may raise any of DECODE_ERRORS."""
         ...
 
 

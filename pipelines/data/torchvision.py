@@ -99,7 +99,7 @@ def _load(config: TorchvisionConfig, family: Callable[..., Any], spelled: dict[s
     if "root" in parameters:
         arguments["root"] = config.root
     if "loader" in parameters or config.name == "ImageNet":
-        arguments["loader"] = Loader(max_pixels)  # its own drops transparency and reads pictures of any size
+        arguments["loader"] = Loader(max_pixels)  # its own drops transparency and reads images of any size
     can_download = "download" in parameters or config.name in ("EMNIST", "QMNIST")
     try:
         try:
@@ -255,7 +255,7 @@ class Torchvision:
         return f"{self.name}-{self.split}-{row:06d}" if path is None else path.relative_to(self.root).as_posix()
 
     def _path(self, row: int) -> Path | None:
-        """The file of a picture, where the data set lists files below its root."""
+        """The file of an image, where the data set lists files below its root."""
         return None if self._files is None else self._below_root(_path_of(self._files[row]))
 
     @cached_property
@@ -279,14 +279,14 @@ class Torchvision:
         try:
             item = self.item(0) if len(self.data) else (Image.new("L", (1, 1)), None)
         except DECODE_ERRORS:
-            return  # an unreadable picture is no reason to refuse the others
+            return  # an unreadable image is no reason to refuse the others
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Image.Image)):
             found = type(item[0] if isinstance(item, tuple) else item).__name__
             raise UserError(f"torchvision {self.name} gives {found}, not images with a target")
 
     def _classes(self) -> list[str] | None:
         """Names of the classes; their numbers where the data set names none. None where targets are no integers, and
-        where no row has one (STL10's unlabelled pictures).
+        where no row has one (STL10's unlabelled images).
         """
         data, targets = self.data, self.targets
         if not len(data):
@@ -335,7 +335,7 @@ def _integer(target: Any) -> bool:
 
 def _targets(data: Any) -> Int64[Tensor, " n"] | None:
     """All targets, where the data set lists them as integers; QMNIST's rows begin with the class. The items of
-    `_samples` are pairs of a picture and its target; `y` is the category of Caltech's pictures.
+    `_samples` are pairs of an image and its target; `y` is the category of Caltech's images.
     """
     for name in ("targets", "labels", "_labels", "y", "_samples"):
         listed = getattr(data, name, None)

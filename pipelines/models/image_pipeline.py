@@ -1,4 +1,4 @@
-"""ImageGenerationPipeline: a tokenizer and a prior that belong together, from a label to pictures."""
+"""ImageGenerationPipeline: a tokenizer and a prior that belong together, from a label to images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from pipelines.models.image_pipeline_folder import find_image_pipeline, read_gen
 from pipelines.models.image_seeds import Seeds, image_seeds
 from prior import CachedDecoder, SamplingOptions, SamplingRequest, Step, generate
 
-PIXELS_PER_PASS = {"cpu": 2**19, "cuda": 2**21}  # 8 and 32 pictures of 256 x 256: fixed, so that no option of a user
-MOST_IMAGES_PER_PASS = {"cpu": 16, "cuda": 256}  # changes a picture
+PIXELS_PER_PASS = {"cpu": 2**19, "cuda": 2**21}  # 8 and 32 images of 256 x 256: fixed, so that no option of a user
+MOST_IMAGES_PER_PASS = {"cpu": 16, "cuda": 256}  # changes an image
 SAMPLING_ONLY_OPTIONS = ("temperature", "top_k", "top_p", "min_p")  # of no meaning without do_sample
 
 Label = int | str
@@ -173,10 +173,10 @@ class ImageGenerationPipeline:
 
     @torch.inference_mode()
     def decode(self, codes: Int[Tensor, "b rows columns q"]) -> Float[Tensor, "b c h w"]:
-        """Pictures in [0, 1], float32 on the CPU.
+        """Images in [0, 1], float32 on the CPU.
 
         Every pass has one size, the last one padded: kernels are chosen by shape and round differently, and a level of
-        a pixel that flips would make a picture depend on its neighbours.
+        a pixel that flips would make an image depend on its neighbours.
         """
         model, passes = self.tokenizer.model, images_per_pass(self.device.type, self.tokenizer.model.config.image_size)
         padded = torch.cat([codes, codes.new_zeros(-len(codes) % passes, *codes.shape[1:])])
@@ -253,7 +253,7 @@ class ImageGenerationPipeline:
 
 
 def images_per_pass(device: str, image_size: int) -> int:
-    """How many pictures one pass of the decoder makes."""
+    """How many images one pass of the decoder makes."""
     pixels, most = (table.get(device, table["cpu"]) for table in (PIXELS_PER_PASS, MOST_IMAGES_PER_PASS))
     return max(1, min(most, pixels // image_size**2))
 

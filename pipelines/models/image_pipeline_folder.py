@@ -31,7 +31,7 @@ tags: [image-generation, image-tokens]
 
 # A smalti image pipeline
 
-Draws {size} x {size} {mode} pictures: {tokens} tokens of {codes} codes ({kind}), one after the other, then decoded.
+Draws {size} x {size} {mode} images: {tokens} tokens of {codes} codes ({kind}), one after the other, then decoded.
 
 Labels: {condition}.
 

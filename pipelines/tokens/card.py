@@ -69,6 +69,6 @@ from datasets import load_dataset
 rows = load_dataset("path/of/this/folder").with_format("numpy", dtype="{spec.dtype}")
 ```
 
-`smalti decode path/of/this/folder --output pictures` turns tokens back into pictures.
+`smalti decode path/of/this/folder --output pictures` turns tokens back into images.
 The tokenizer's fingerprint is `{spec.tokenizer.fingerprint}`.
 """

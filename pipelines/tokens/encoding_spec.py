@@ -147,7 +147,7 @@ def source_digest(data: DataConfig, images: ImageDataset) -> str:
     """sha256 that tells one set of images from another, wherever it is stored.
 
     It covers the options that choose rows, columns and binarisation (defaults left out), all rows as they are stored
-    (keys, labels, texts, the size and in part the bytes of each picture: `ContentDigest`), and prepared pixels of up to
+    (keys, labels, texts, the size and in part the bytes of each image: `ContentDigest`), and prepared pixels of up to
     16 evenly spread rows.
     """
     options = {

@@ -75,7 +75,7 @@ def find_places(
 
 
 def patches(window: TokenWindow, model: Autoencoder, places: Places) -> Tensor:
-    """The places of one code as pictures: uint8 (e, c, s, s), cut from their decoded images.
+    """The places of one code as images: uint8 (e, c, s, s), cut from their decoded images.
 
     s is the side of a position and half of one on every side; what lies outside the image is white.
     """

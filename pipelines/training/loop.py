@@ -157,7 +157,7 @@ class TrainingLoop:
             trainer.module.train()
 
     def validate(self) -> None:
-        """Figures on all processes; pictures, and the best weights so far, by the first."""
+        """Means over all processes; figures, and the best weights so far, by the first."""
         task, path = self.task, self.folder.path
         with self.published() as models:
             self.figures = task.validate(models, self.collective)

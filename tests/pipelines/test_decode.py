@@ -46,7 +46,7 @@ def test_decoding_again_goes_on_where_it_ended(tiny_tokens, tmp_path):
 
 def test_pictures_of_other_tokens_are_not_mixed(tiny_tokens, tmp_path):
     decode(None, tiny_tokens, tmp_path / "out", max_images=3)
-    with pytest.raises(UserError, match=r"holds other pictures: split 'test' \(asked: 'train'\)"):
+    with pytest.raises(UserError, match=r"holds other images: split 'test' \(asked: 'train'\)"):
         decode(None, tiny_tokens, tmp_path / "out", split="train", max_images=3)
 
 

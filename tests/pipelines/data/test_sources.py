@@ -122,7 +122,7 @@ def test_an_image_folder_of_torchvision(tmp_path):
     assert [(e.key, e.label) for e in found if isinstance(e, Example)] == [("cat/clear.png", 0), ("dog/clear.png", 1)]
     assert all((e.image == 255).all() for e in found if isinstance(e, Example))
     assert [str(e) for e in found if isinstance(e, Unreadable)] == [
-        f"{name}/large.png: the picture has 900 pixels, max_pixels is 100" for name in ("cat", "dog")
+        f"{name}/large.png: the image has 900 pixels, max_pixels is 100" for name in ("cat", "dog")
     ]
 
 
