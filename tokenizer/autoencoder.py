@@ -246,12 +246,11 @@ class Autoencoder(nn.Module):
         self, x: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d h2 w2"], condition: Tensor | None
     ) -> tuple[Float[Tensor, "bk p h w"], Float[Tensor, "b k"]]:
         """The likelihood's maps of every draw, and -ln p(x | z)."""
-        draws = z.shape[1]
-        if draws > 1:
-            x = x.repeat_interleave(draws, 0)
-            condition = None if condition is None else condition.repeat_interleave(draws, 0)
+        b, draws = z.shape[:2]
+        if draws > 1 and condition is not None:
+            condition = condition.repeat_interleave(draws, 0)
         params = self._decoder(z.flatten(0, 1), condition)
-        return params, self.likelihood.nll(params, x).view(-1, draws)
+        return params, self.likelihood.nll(params.unflatten(0, (b, draws)), x[:, None])
 
     def _posterior(self, x: Float[Tensor, "n c h w"], condition: Tensor | None = None) -> Posterior:
         posterior = self._bottleneck(x, 0, condition).posterior

@@ -1,133 +1,275 @@
-import math
+"""What holds of every likelihood. Members are taken from the union; each kind's own facts are in the file beside it."""
+
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
 import torch
-from torch import distributions
+from torch import Tensor
 
 from tests.tokenizer.members import examples
-from tokenizer.likelihoods import (
-    BernoulliConfig,
-    CategoricalConfig,
-    LikelihoodConfig,
-    NormalConfig,
-    build_likelihood,
-)
+from tokenizer.likelihoods import Likelihood, LikelihoodConfig, build_likelihood
 
 MEMBERS = examples(LikelihoodConfig)
+MASSES = {name: config for name, config in MEMBERS.items() if build_likelihood(config, 1).is_mass}
+FEW_VALUES = {name: config for name, config in MASSES.items() if (build_likelihood(config, 1).bins or 0) <= 16}
+DENSITIES = {name: config for name, config in MEMBERS.items() if name not in MASSES}
+SUPPORTS = {"logit_laplace": (-1 / 8, 9 / 8)}  # of densities; the others are on the whole line
+
 every_member = pytest.mark.parametrize("config", MEMBERS.values(), ids=MEMBERS)
+every_mass = pytest.mark.parametrize("config", MASSES.values(), ids=MASSES)
+every_mass_over_few_values = pytest.mark.parametrize("config", FEW_VALUES.values(), ids=FEW_VALUES)
+every_density = pytest.mark.parametrize("config", DENSITIES.values(), ids=DENSITIES)
+every_number_of_channels = pytest.mark.parametrize("channels", [1, 3])
 
 
-def eight_bit(*shape: int) -> torch.Tensor:
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def eight_bit(*shape: int) -> Tensor:
     return torch.randint(256, shape).float() / 255
 
 
-def test_normal_nll_is_the_density_of_pixels_in_the_unit_range():
-    likelihood = build_likelihood(NormalConfig(scale=0.2), 3)
-    params, x = torch.randn(4, 3, 5, 6), eight_bit(4, 3, 5, 6)
-    oracle = distributions.Normal((params + 1) / 2, 0.2).log_prob(x)
-    torch.testing.assert_close(likelihood.nll(params, x), -oracle.sum((1, 2, 3)))
+def draw_maps(likelihood: Likelihood, *shape: int, spread: float = 1.0) -> Tensor:
+    """Maps for images of `shape` = (*n, h, w)."""
+    *batch, h, w = shape
+    return spread * torch.randn(*batch, likelihood.out_channels, h, w)
 
 
-def test_learned_scale_finds_the_reconstruction_error():
-    likelihood: Any = build_likelihood(NormalConfig(scale="learned"), 1)
-    assert likelihood.log_scale().exp().item() == pytest.approx(0.25)
-    error = 0.07 * torch.randn(64, 1, 8, 8)
-    optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        likelihood.nll(torch.zeros(64, 1, 8, 8), 0.5 + error).mean().backward()
-        optimizer.step()
-    assert likelihood.log_scale().exp().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.01)
+def pixels(values: Any) -> Tensor:
+    """Grey images of one pixel."""
+    return torch.as_tensor(values).view(-1, 1, 1, 1)
 
 
-def test_learned_scale_never_falls_below_one_grey_level():
-    likelihood: Any = build_likelihood(NormalConfig(scale="learned"), 1)
-    assert likelihood.free_log_scale is not None
-    likelihood.free_log_scale.data.fill_(-1e4)
-    assert likelihood.log_scale().exp().item() == pytest.approx(1 / 255)
+def integral(config: Any, maps: Tensor, low: float = -15, high: float = 16) -> Tensor:
+    """The probability that a grey pixel is between `low` and `high`, by quadrature of its density."""
+    bottom, top = SUPPORTS.get(config.kind, (low, high))
+    x = torch.linspace(max(low, bottom + 1e-9), min(high, top - 1e-9), 100_001, dtype=torch.float64)
+    with torch.no_grad():
+        density = torch.exp(-build_likelihood(config, 1).nll(maps.expand(len(x), -1, -1, -1), pixels(x)))
+    return torch.trapezoid(density, x)
 
 
-def test_bernoulli_nll_is_exact_on_black_and_white():
-    likelihood = build_likelihood(BernoulliConfig(), 1)
-    params, x = 3 * torch.randn(4, 1, 5, 6), torch.randint(2, (4, 1, 5, 6)).float()
-    oracle = distributions.Bernoulli(logits=params).log_prob(x)
-    torch.testing.assert_close(likelihood.nll(params, x), -oracle.sum((1, 2, 3)))
+def chi_square(counts: Tensor, expected: Tensor) -> float:
+    """Pearson's statistic, in its standard deviations above its mean. Rare cells are merged."""
+    rare = expected < 10
+    counts, expected = (torch.cat([each[~rare], each[rare].sum()[None]]).double() for each in (counts, expected))
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    degrees = max(len(counts) - 1, 1)
+    return (((counts - expected).square() / expected).sum().item() - degrees) / (2 * degrees) ** 0.5
 
 
-def test_bernoulli_nll_of_grey_is_the_mean_over_its_binarisations():
-    likelihood = build_likelihood(BernoulliConfig(), 1)
-    logit, grey = torch.full((1, 1, 1, 1), 0.7), torch.full((1, 1, 1, 1), 0.3)
-    white, black = likelihood.nll(logit, torch.ones(1, 1, 1, 1)), likelihood.nll(logit, torch.zeros(1, 1, 1, 1))
-    torch.testing.assert_close(likelihood.nll(logit, grey), 0.3 * white + 0.7 * black)
+@every_member
+def test_members_keep_the_contract(config):
+    likelihood = build_likelihood(config, 3)
+    assert isinstance(likelihood, Likelihood)
+    assert likelihood.is_mass == (likelihood.bins is not None)
 
 
-@pytest.mark.parametrize("bins", [2, 256])
-def test_categorical_nll_is_the_mass_of_the_pixel_values(bins):
-    likelihood = build_likelihood(CategoricalConfig(bins=bins), 3)
-    params, value = torch.randn(2, 3 * bins, 4, 5), torch.randint(bins, (2, 3, 4, 5))
-    logits = params.view(2, 3, bins, 4, 5).movedim(2, -1)
-    oracle = distributions.Categorical(logits=logits).log_prob(value)
-    torch.testing.assert_close(likelihood.nll(params, value / (bins - 1)), -oracle.sum((1, 2, 3)))
+@every_mass
+def test_masses_sum_to_one_over_the_values_of_a_pixel(config):
+    likelihood = build_likelihood(config, 1)
+    assert likelihood.bins is not None
+    for spread in (0.1, 1, 5):
+        maps = draw_maps(likelihood, 1, 1, 1, spread=spread).expand(likelihood.bins, -1, -1, -1)
+        masses = torch.exp(-likelihood.nll(maps, pixels(torch.arange(likelihood.bins) / (likelihood.bins - 1))))
+        assert masses.double().sum().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_categorical_masses_sum_to_one_over_8_bit_values():
-    likelihood = build_likelihood(CategoricalConfig(), 1)
-    params = torch.randn(1, 256, 1, 1).expand(256, -1, -1, -1)
-    every_value = (torch.arange(256, dtype=torch.uint8).float() / 255).view(256, 1, 1, 1)
-    assert torch.exp(-likelihood.nll(params, every_value)).sum().item() == pytest.approx(1, abs=1e-5)
+@every_mass_over_few_values
+def test_masses_sum_to_one_over_the_colours_of_a_pixel(config):
+    likelihood: Any = build_likelihood(config, 3)
+    colours = torch.tensor(list(product(range(likelihood.bins), repeat=3))) / (likelihood.bins - 1)
+    maps = draw_maps(likelihood, 1, 1, 1).expand(len(colours), -1, -1, -1)
+    masses = torch.exp(-likelihood.nll(maps, colours.view(-1, 3, 1, 1)))
+    assert masses.double().sum().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_normal_density_integrates_to_one():
-    likelihood = build_likelihood(NormalConfig(scale=0.05), 1)
-    x = torch.linspace(-1, 2, 3001)
-    density = torch.exp(-likelihood.nll(torch.full((3001, 1, 1, 1), 0.1), x.view(-1, 1, 1, 1)))
-    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-4)
+@every_density
+def test_densities_integrate_to_one_over_their_support(config):
+    likelihood = build_likelihood(config, 1)
+    for _ in range(3):
+        maps = draw_maps(likelihood, 1, 1, 1, spread=0.5)
+        maps[:, 1:] -= 0.5  # no singularity at the end of a support, which the grid would miss
+        assert integral(config, maps).item() == pytest.approx(1, abs=1e-4)
+
+
+@every_density
+def test_channels_of_a_density_are_independent(config):
+    one, three = build_likelihood(config, 1), build_likelihood(config, 3)
+    maps, x = draw_maps(three, 2, 4, 4), eight_bit(2, 3, 4, 4)
+    by_channel = maps.unflatten(1, (-1, 3))
+    parts = [one.nll(by_channel[:, :, channel], x[:, [channel]]) for channel in range(3)]
+    torch.testing.assert_close(three.nll(maps, x), torch.stack(parts).sum(0))
+
+
+@every_mass
+def test_samples_of_a_mass_have_its_frequencies(config):
+    likelihood, n = build_likelihood(config, 1), 20_000
+    assert likelihood.bins is not None
+    maps = draw_maps(likelihood, 1, 1, 1)
+    values = likelihood.sample(maps.expand(n, -1, -1, -1)).flatten() * (likelihood.bins - 1)
+    assert (values - values.round()).abs().max() < 1e-4
+    counts = torch.bincount(values.round().long(), minlength=likelihood.bins)
+    every_value = pixels(torch.arange(likelihood.bins) / (likelihood.bins - 1))
+    expected = n * torch.exp(-likelihood.nll(maps.expand(likelihood.bins, -1, -1, -1), every_value))
+    assert abs(chi_square(counts, expected)) < 5
+
+
+@every_mass
+def test_colours_are_sampled_from_the_joint_mass(config):
+    """E[q(x) / p(x)] = 1 for samples x of p, whatever the mass q; the likelihood of other maps is such a q."""
+    likelihood, n = build_likelihood(config, 3), 5000
+    maps = draw_maps(likelihood, 1, 1, 1)
+    x = likelihood.sample(maps.expand(n, -1, -1, -1))
+    for _ in range(10):
+        other = maps + draw_maps(likelihood, 1, 1, 1, spread=0.1)
+        nll, other_nll = (likelihood.nll(each.expand(n, -1, -1, -1), x) for each in (maps, other))
+        ratio = torch.exp(nll - other_nll)
+        assert abs(ratio.mean().item() - 1) < 5 * ratio.std().item() / n**0.5
+
+
+@every_density
+def test_samples_of_a_density_have_its_frequencies(config):
+    likelihood, n = build_likelihood(config, 1), 20_000
+    maps = draw_maps(likelihood, 1, 1, 1, spread=0.5)
+    edges = [-15, *torch.linspace(0, 1, 11).tolist(), 16]
+    integrals = [integral(config, maps, low, high) for low, high in pairwise(edges)]
+    samples = likelihood.sample(maps.expand(n, -1, -1, -1)).flatten()
+    assert samples.min() >= 0 and samples.max() <= 1
+    # Samples below 0 and above 1 are clipped: they fill the first and the last cell, of one point each.
+    inner = torch.histc(samples[(samples > 0) & (samples < 1)], 10, 0, 1)
+    counts = torch.cat([(samples == 0).sum()[None], inner, (samples == 1).sum()[None]])
+    assert abs(chi_square(counts, n * torch.stack(integrals))) < 5
+
+
+@every_member
+@every_number_of_channels
+def test_the_mean_is_the_mean_of_samples(config, channels):
+    likelihood, n = build_likelihood(config, channels), 2000
+    maps = draw_maps(likelihood, 1, 3, 2, spread=0.1 if config.kind in ("normal", "laplace") else 1)
+    mean, samples = likelihood.mean(maps), likelihood.sample(maps.expand(n, -1, -1, -1))
+    assert mean.shape == (1, channels, 3, 2) and samples.shape == (n, channels, 3, 2)
+    assert samples.min() >= 0 and samples.max() <= 1
+    # Samples of a normal or Laplace pixel are clipped, its mean is that before clipping.
+    slack = 0.03 if config.kind in ("normal", "laplace") else 0.005
+    assert ((samples.mean(0) - mean[0]).abs() < slack + 5 * samples.std(0) / n**0.5).all()
 
 
 @every_member
 def test_nll_is_a_sum_per_image_so_tiles_add_up(config):
     likelihood = build_likelihood(config, 1)
-    params, x = torch.randn(3, likelihood.out_channels, 4, 4), eight_bit(3, 1, 4, 4)
+    params, x = draw_maps(likelihood, 3, 4, 4), eight_bit(3, 1, 4, 4)
     once, twice = likelihood.nll(params, x), likelihood.nll(torch.cat([params] * 2, 3), torch.cat([x] * 2, 3))
     assert once.shape == (3,)
     torch.testing.assert_close(twice, 2 * once)
 
 
 @every_member
-def test_mean_is_an_image_and_so_is_a_sample_of_that_mean(config):
-    torch.manual_seed(0)
+@every_number_of_channels
+def test_one_image_is_compared_with_many_draws(config, channels):
+    likelihood = build_likelihood(config, channels)
+    params, x = draw_maps(likelihood, 2, 5, 4, 3), eight_bit(2, channels, 4, 3)
+    found = likelihood.nll(params, x[:, None])
+    expected = likelihood.nll(params.flatten(0, 1), x.repeat_interleave(5, 0)).view(2, 5)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(likelihood.mean(params)[:, 3], likelihood.mean(params[:, 3]))
+    assert likelihood.sample(params).shape == (2, 5, channels, 4, 3)
+
+
+@every_member
+def test_the_memory_layout_of_maps_changes_nothing(config):
     likelihood = build_likelihood(config, 3)
-    params = 0.1 * torch.randn(1, likelihood.out_channels, 4, 4)
-    mean = likelihood.mean(params)
-    samples = likelihood.sample(params.expand(4000, -1, -1, -1), torch.Generator().manual_seed(0))
-    assert mean.shape == (1, 3, 4, 4) and samples.shape == (4000, 3, 4, 4)
-    assert samples.min() >= 0 and samples.max() <= 1
-    slack = 0.03 if isinstance(config, NormalConfig) else 0  # clipping at black and white moves the mean a little
-    assert (samples.mean(0) - mean[0]).abs().max() < slack + 5 * 0.5 / math.sqrt(4000)
+    params, x = draw_maps(likelihood, 2, 4, 5), eight_bit(2, 3, 4, 5)
+    other = params.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(likelihood.nll(other, x), likelihood.nll(params, x))
+    seeded = [likelihood.sample(each, torch.Generator().manual_seed(0)) for each in (params, other)]
+    torch.testing.assert_close(*seeded)
 
 
 @every_member
 def test_a_seed_fixes_a_sample(config):
     likelihood = build_likelihood(config, 1)
-    params = torch.randn(2, likelihood.out_channels, 4, 4)
+    params = draw_maps(likelihood, 2, 4, 4)
     one, same, other = (likelihood.sample(params, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 @every_member
-def test_half_precision_maps_give_full_precision_nats(config):
+def test_each_image_may_have_a_seed_of_its_own(config):
     likelihood = build_likelihood(config, 1)
-    params, x = torch.randn(2, likelihood.out_channels, 28, 28).bfloat16(), eight_bit(2, 1, 28, 28)
+    params = draw_maps(likelihood, 3, 8, 8)
+    together = likelihood.sample(params, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    alone = likelihood.sample(params[1:2], [torch.Generator().manual_seed(1)])
+    torch.testing.assert_close(alone, together[1:2])
+
+
+@every_member
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_maps_give_full_precision_nats(config, dtype):
+    likelihood = build_likelihood(config, 1)
+    params, x = draw_maps(likelihood, 2, 28, 28).to(dtype), eight_bit(2, 1, 28, 28)
     with torch.autocast("cpu", torch.bfloat16):
-        nll, mean = likelihood.nll(params, x), likelihood.mean(params)
-    assert nll.dtype == mean.dtype == torch.float32
-    torch.testing.assert_close(nll, likelihood.nll(params.float(), x))
-    torch.testing.assert_close(mean, likelihood.mean(params.float()))
+        found = likelihood.nll(params, x), likelihood.mean(params), likelihood.sample(params)
+    assert {each.dtype for each in found} == {torch.float32}
+    torch.testing.assert_close(found[0], likelihood.nll(params.float(), x))
+    torch.testing.assert_close(found[1], likelihood.mean(params.float()))
 
 
-def test_the_encoder_sees_minus_one_to_one_and_the_decoder_answers_in_it():
-    likelihood = build_likelihood(NormalConfig(), 1)
-    x = eight_bit(1, 1, 4, 4)
-    assert likelihood.inmap(torch.tensor([0, 0.5, 1]).view(1, 1, 1, 3)).flatten().tolist() == [-1, 0, 1]
-    torch.testing.assert_close(likelihood.mean(likelihood.inmap(x)), x)
+@every_member
+@every_number_of_channels
+@pytest.mark.parametrize("size", [0.0, 30.0, 65504.0])  # the largest number of float16
+def test_extreme_maps_and_pixels_give_finite_figures_and_gradients(config, channels, size):
+    likelihood = build_likelihood(config, channels)
+    params = (size * torch.randn(6, likelihood.out_channels, 8, 8).sign()).requires_grad_()
+    x = torch.tensor([0, 1, 128 / 255]).repeat(2).view(6, 1, 1, 1).expand(6, channels, 8, 8)
+    nll, mean = likelihood.nll(params, x), likelihood.mean(params)
+    assert nll.isfinite().all() and mean.isfinite().all()
+    for figure in (nll, mean):
+        (gradient,) = torch.autograd.grad(figure.sum(), params)
+        assert gradient.isfinite().all()
+    sample = likelihood.sample(params)
+    assert sample.min() >= 0 and sample.max() <= 1 and mean.min() >= 0 and mean.max() <= 1
+
+
+@every_member
+@every_number_of_channels
+def test_every_map_and_every_parameter_learns(config, channels):
+    likelihood = build_likelihood(config, channels)
+    params = draw_maps(likelihood, 8, 16, 16).requires_grad_()
+    likelihood.nll(params, eight_bit(8, channels, 16, 16)).sum().backward()
+    assert params.grad is not None and (params.grad.abs().sum((0, 2, 3)) > 0).all()
+    assert all(parameter.grad is not None and parameter.grad.abs() > 0 for parameter in likelihood.parameters())
+
+
+@every_member
+def test_the_mean_has_a_gradient(config):
+    likelihood = build_likelihood(config, 3)
+    params = draw_maps(likelihood, 2, 4, 4, spread=0.1).requires_grad_()
+    likelihood.mean(params).square().sum().backward()
+    assert params.grad is not None and params.grad.isfinite().all() and params.grad.abs().sum() > 0
+
+
+@every_member
+def test_better_maps_have_fewer_nats(config):
+    """Gradient descent on maps of its own brings every likelihood to the image."""
+    likelihood, x = build_likelihood(config, 3), torch.randint(2, (1, 3, 4, 4)).float()
+    params = draw_maps(likelihood, 1, 4, 4, spread=0.1).requires_grad_()
+    optimizer, before = torch.optim.Adam([params], lr=0.1), likelihood.nll(params, x).item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        likelihood.nll(params, x).sum().backward()
+        optimizer.step()
+    assert likelihood.nll(params, x).item() < before
+    assert (likelihood.mean(params) - x).abs().max() < 0.1
+
+
+@every_member
+def test_the_encoder_sees_numbers_about_zero_to_one(config):
+    """The name of this range is in the fingerprint of tokenizers: it must never change."""
+    likelihood: Any = build_likelihood(config, 1)
+    low, high, name = {"logit_laplace": (0.1, 0.9, "map_pixels")}.get(config.kind, (-1, 1, "signed"))
+    torch.testing.assert_close(likelihood.inmap(pixels([0.0, 1.0])), pixels([low, high]).float())
+    assert likelihood.inmap.__name__ == name
