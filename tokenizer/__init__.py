@@ -7,6 +7,7 @@ from tokenizer.codebook_health import CodebookHealth, CodeUsage
 from tokenizer.evaluation import Evaluation, evaluate
 from tokenizer.fidelity import psnr
 from tokenizer.importance import LikelihoodBounds, likelihood_bounds
+from tokenizer.latent_priors import LatentPriorConfig
 from tokenizer.likelihoods import LikelihoodConfig
 from tokenizer.objective import AutoencoderPhase, ObjectiveConfig
 from tokenizer.schedules import Schedule
@@ -23,6 +24,7 @@ __all__ = [
     "CodeUsage",
     "CodebookHealth",
     "Evaluation",
+    "LatentPriorConfig",
     "LikelihoodBounds",
     "LikelihoodConfig",
     "ObjectiveConfig",

@@ -90,8 +90,8 @@ class Autoencoder(nn.Module):
         self.decoder = build_decoder(config.backbone, self.bottleneck.dim, self.likelihood.out_channels, size)
         rows, columns, _ = self.grid
         continuous = self.bottleneck.num_codes is None
-        shape = self.bottleneck.dim, rows, columns
-        self.latent_prior = build_latent_prior(config.latent_prior, shape) if continuous else None
+        shapes = (self.bottleneck.dim, rows, columns), (config.channels, size, size)
+        self.latent_prior = build_latent_prior(config.latent_prior, *shapes) if continuous else None
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -253,7 +253,7 @@ class Autoencoder(nn.Module):
         return params, self.likelihood.nll(params.unflatten(0, (b, draws)), x[:, None])
 
     def _posterior(self, x: Float[Tensor, "n c h w"], condition: Tensor | None = None) -> Posterior:
-        posterior = self._bottleneck(x, 0, condition).posterior
+        posterior = self._bottleneck(x.contiguous(memory_format=torch.channels_last), 0, condition).posterior
         if posterior is None:
             raise ValueError(f"the latent of a {self.config.bottleneck.kind} bottleneck is not random")
         return posterior

@@ -34,6 +34,13 @@ def examples(union: Any) -> dict[str, Any]:
     return found
 
 
+def small(config: BaseModel) -> BaseModel:
+    """`config` with the first example of every number that gives examples."""
+    fields = type(config).model_fields.items()
+    sizes = {name: field.examples[0] for name, field in fields if field.examples and field.annotation is int}
+    return config.model_copy(update=sizes)
+
+
 def values(field: FieldInfo) -> list[Any]:
     """Values worth trying for one option."""
     return [*(field.examples or []), *_literals(field.annotation)]

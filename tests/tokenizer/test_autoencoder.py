@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import pytest
@@ -5,12 +6,13 @@ import torch
 from pydantic import ValidationError, create_model
 from torch import nn
 
-from tests.tokenizer.members import examples
+from tests.tokenizer.members import examples, small
 from tokenizer import (
     Autoencoder,
     AutoencoderConfig,
     AutoencoderPhase,
     BottleneckConfig,
+    LatentPriorConfig,
     LikelihoodConfig,
     ObjectiveConfig,
     evaluate,
@@ -18,8 +20,13 @@ from tokenizer import (
 )
 from tokenizer.layers import Sequential
 
-BOTTLENECKS = {name: config.model_dump() for name, config in examples(BottleneckConfig).items()}
-every_bottleneck = pytest.mark.parametrize("name", BOTTLENECKS)
+MODELS = {name: {"bottleneck": config.model_dump()} for name, config in examples(BottleneckConfig).items()}
+LATENT_PRIORS = {small(config): name for name, config in examples(LatentPriorConfig).items()}
+MODELS |= {
+    f"gaussian, {name}": MODELS["gaussian"] | {"latent_prior": config.model_dump()}
+    for config, name in LATENT_PRIORS.items()
+}
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def build(name: str, seed: int = 0, **changes) -> Any:
@@ -27,20 +34,19 @@ def build(name: str, seed: int = 0, **changes) -> Any:
         "image_size": 8,
         "channels": 3,
         "backbone": {"kind": "conv", "widths": [16, 32], "residual_blocks": 1, "residual_width": 16},
-        "bottleneck": BOTTLENECKS[name],
         "likelihood": {"kind": "normal"},
     }
     torch.manual_seed(seed)
-    return Autoencoder(AutoencoderConfig.model_validate(recipe | changes))
+    return Autoencoder(AutoencoderConfig.model_validate(recipe | MODELS[name] | changes))
 
 
-DISCRETE = [name for name in BOTTLENECKS if build(name).num_codes is not None]
-CONTINUOUS = [name for name in BOTTLENECKS if name not in DISCRETE]
+DISCRETE = [name for name in MODELS if build(name).num_codes is not None]
+CONTINUOUS = [name for name in MODELS if name not in DISCRETE]
 RANDOM = [name for name in CONTINUOUS if "kl" in build(name).term_names()]
 every_discrete = pytest.mark.parametrize("name", DISCRETE)
 every_continuous = pytest.mark.parametrize("name", CONTINUOUS)
 every_random = pytest.mark.parametrize("name", RANDOM)
-every_certain = pytest.mark.parametrize("name", [name for name in BOTTLENECKS if name not in RANDOM])
+every_certain = pytest.mark.parametrize("name", [name for name in MODELS if name not in RANDOM])
 
 
 def learn(model: Autoencoder, x: torch.Tensor, step: int = 0) -> None:
@@ -59,7 +65,7 @@ def images(n: int, size: int = 8, seed: int = 0) -> torch.Tensor:
     return quadrants.repeat_interleave(size // 2, 2).repeat_interleave(size // 2, 3)
 
 
-@every_bottleneck
+@every_model
 def test_shapes(name):
     model, x = build(name), images(5)
     out = model(x)
@@ -88,7 +94,7 @@ def test_terms_of_several_draws(name):
         torch.testing.assert_close(out.terms["nll"][:, draw], nll)
 
 
-@every_random
+@pytest.mark.parametrize("name", [name for name in RANDOM if build(name)(images(1)).kl_elements is not None])
 def test_the_sampled_kl_has_the_closed_form_as_its_mean(name):
     model, x = build(name).eval(), images(1)
     model.encoder[-1].weight.data *= 20
@@ -102,7 +108,7 @@ def test_several_draws_of_a_latent_that_is_not_random_are_refused(name):
         build(name)(images(2), draws=3)
 
 
-@every_bottleneck
+@every_model
 def test_evaluation_repeats_itself_and_changes_no_buffer(name):
     model, x = build(name), images(5)
     learn(model, x)
@@ -115,7 +121,7 @@ def test_evaluation_repeats_itself_and_changes_no_buffer(name):
     assert all(torch.equal(before[key], value) for key, value in model.named_buffers())
 
 
-@every_bottleneck
+@every_model
 def test_gradients_reach_every_parameter(name):
     model = build(name)
     # Untrained features are small: FSQ would round them all to zero, and hide the decoder's first weights behind that.
@@ -126,7 +132,7 @@ def test_gradients_reach_every_parameter(name):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
 
-@every_bottleneck
+@every_model
 def test_overfits_a_few_images(name):
     model, batch = build(name), {"image": images(4)}
     weights = {key: 1.0 if key in ("nll", "kl") else 0.25 for key in model.term_names()}
@@ -207,7 +213,7 @@ def test_a_continuous_latent_decodes_no_codes(name):
         build(name).decode_codes(torch.zeros(1, 2, 2, 1, dtype=torch.long))
 
 
-@every_bottleneck
+@every_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_goes_all_the_way(name, dtype):
     model, x = build(name), images(3)
@@ -237,13 +243,25 @@ def test_the_resnet_works_with_every_likelihood(channels, likelihood):
     assert model(x).terms["nll"].shape == (2, 1)
 
 
-@every_bottleneck
+@every_model
+def test_a_model_that_has_learned_can_be_copied(name):
+    """As the weight average does."""
+    model, x = build(name), images(3)
+    learn(model, x)
+    twin = copy.deepcopy(model).eval()
+    assert torch.equal(twin(x, generator=generators(3)).params, model.eval()(x, generator=generators(3)).params)
+
+
+@every_model
 def test_the_config_rebuilds_the_model(name):
     model = build(name)
     twin = Autoencoder(AutoencoderConfig.model_validate_json(model.config.model_dump_json()))
     twin.load_state_dict(model.state_dict())
     x = images(3)
     assert torch.equal(twin.eval().reconstruct(x), model.eval().reconstruct(x))
+    if name in CONTINUOUS:
+        one, other = (each.sample(2, torch.Generator().manual_seed(0)) for each in (twin, model))
+        assert torch.equal(one, other)
 
 
 def test_the_step_reaches_the_bottleneck():
@@ -291,7 +309,7 @@ def same(one: tuple, other: tuple) -> bool:
     return one[0] == other[0] and states_agree
 
 
-@every_bottleneck
+@every_model
 def test_a_new_option_with_a_default_changes_no_encode_config(name):
     for part in ("bottleneck", "backbone", "likelihood"):
         config = getattr(build(name).config, part)
@@ -300,13 +318,13 @@ def test_a_new_option_with_a_default_changes_no_encode_config(name):
         assert grown(**config.model_dump(), added=6).encode_config() != config.encode_config()
 
 
-@every_bottleneck
+@every_model
 def test_the_decoder_the_likelihood_and_the_latent_prior_decide_no_code(name):
     model = build(name)
     before = fingerprint_of(model)
     with torch.no_grad():
-        for part in (model.decoder, model.likelihood):
-            for parameter in part.parameters():
+        for key, parameter in model.named_parameters():
+            if key.startswith(("decoder.", "likelihood.", "latent_prior.")):
                 parameter.add_(1)
     assert same(fingerprint_of(model), before)
     for likelihood in examples(LikelihoodConfig).values():
@@ -314,7 +332,7 @@ def test_the_decoder_the_likelihood_and_the_latent_prior_decide_no_code(name):
         assert other.encode_config() == before[0] | {"input_range": other.likelihood.inmap.__name__}
 
 
-@every_bottleneck
+@every_model
 def test_every_weight_of_the_encoder_and_every_tensor_that_decides_codes_counts(name):
     model = build(name)
     before = fingerprint_of(model)

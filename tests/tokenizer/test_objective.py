@@ -8,10 +8,10 @@ from torch import nn
 
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderOutput, AutoencoderPhase, ObjectiveConfig
 from tokenizer.bottlenecks import BottleneckOutput
-from tokenizer.latent_priors.standard_normal import StandardNormal
 from tokenizer.likelihoods import NormalConfig, build_likelihood
 from tokenizer.objective import combine, image_loss, importance_bound, perplexity
 from tokenizer.posteriors import DiagonalGaussian
+from tokenizer.standard_normal import StandardNormal
 
 BETA = {"start": 0, "end": 4, "steps": 8, "kind": "linear"}
 

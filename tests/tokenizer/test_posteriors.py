@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from tokenizer.latent_priors.standard_normal import StandardNormal
 from tokenizer.latents import LatentDistribution, LatentPrior, Posterior
 from tokenizer.posteriors import DiagonalGaussian
+from tokenizer.standard_normal import StandardNormal
 
 
 def a_posterior(b=3) -> Any:

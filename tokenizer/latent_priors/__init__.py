@@ -3,16 +3,37 @@
 A new one is a file, one line in the union, and a `case` in `build_latent_prior`.
 """
 
-from tokenizer.latent_priors.standard_normal import StandardNormal, StandardNormalConfig
-from tokenizer.latents import LatentPrior
+from typing import Annotated, Literal
 
-LatentPriorConfig = StandardNormalConfig
+from pydantic import Field
+
+from tokenizer.latent_priors.vamp import VampConfig, VampPrior
+from tokenizer.latents import LatentPrior
+from tokenizer.options import Options
+from tokenizer.standard_normal import StandardNormal
+
+
+class StandardNormalConfig(Options):
+    """No options."""
+
+    kind: Literal["standard_normal"] = "standard_normal"
+
+
+LatentPriorConfig = Annotated[
+    StandardNormalConfig
+    | VampConfig,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
 __all__ = ["LatentPriorConfig", "StandardNormalConfig", "build_latent_prior"]
 
 
-def build_latent_prior(config: LatentPriorConfig, shape: tuple[int, int, int]) -> LatentPrior:
-    """The prior that `config` describes, over latents of shape (d, h, w)."""
+def build_latent_prior(
+    config: LatentPriorConfig, shape: tuple[int, int, int], image_shape: tuple[int, int, int]
+) -> LatentPrior:
+    """The prior that `config` describes, over latents of shape (d, h, w) of images (c, H, W)."""
     match config:
         case StandardNormalConfig():
             return StandardNormal(shape)
+        case VampConfig():
+            return VampPrior(config, image_shape)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenizer.divergences import gaussian_kl
-from tokenizer.latent_priors.standard_normal import StandardNormal
 from tokenizer.noise import Generators, standard_normal
+from tokenizer.standard_normal import StandardNormal
 
 
 @dataclass

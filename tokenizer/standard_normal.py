@@ -1,20 +1,12 @@
 """The standard normal: the prior of the plain VAE (arXiv 1312.6114)."""
 
 import math
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from tokenizer.latents import PosteriorOf
 from tokenizer.noise import standard_normal
-from tokenizer.options import Options
-
-
-class StandardNormalConfig(Options):
-    """No options."""
-
-    kind: Literal["standard_normal"] = "standard_normal"
 
 
 class StandardNormal(nn.Module):
