@@ -5,10 +5,9 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from pipelines.base.errors import UserError
+from pipelines.data.file_states import file_state, files_below
 from pipelines.data.image_files import DECODE_ERRORS, check_size, open_image
 from pipelines.data.source import PixelArray, Reader, RowContent, RowMetadata, Split
 
@@ -29,7 +29,6 @@ SPELLINGS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 UNKNOWN = -2  # a target that no item has shown so far
-MOST_FILES = 10_000  # below the root whose size and time are looked at, where a data set does not list its files
 PROBES = 8  # rows that must agree between an array of pixels and the items of the data set
 
 
@@ -186,9 +185,8 @@ class Torchvision:
         digest = hashlib.sha256(json.dumps([self._options, self.classes, len(self)], default=str).encode())
         if self.targets is not None:
             digest.update(self.targets.numpy().tobytes())
-        unlisted = islice(_files_below(self.root), MOST_FILES)
-        for path in unlisted if self._files is None else map(_path_of, self._files):
-            digest.update(f"\n{path} {_state(path)}".encode())
+        for path in files_below(self.root) if self._files is None else map(_path_of, self._files):
+            digest.update(f"\n{path} {file_state(path)}".encode())
         return digest.hexdigest()
 
     def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
@@ -309,22 +307,6 @@ class Torchvision:
 
 def _path_of(listed: Any) -> Any:
     return listed[0] if isinstance(listed, (tuple, list)) else listed
-
-
-def _files_below(root: str) -> Iterator[str]:
-    """In an order that depends on the names alone."""
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        yield from (os.path.join(folder, name) for name in sorted(names))
-
-
-def _state(path: str) -> str:
-    """Size and time of a file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _integer(target: Any) -> bool:

@@ -11,6 +11,23 @@ from PIL import Image
 
 from pipelines.data import DataConfig
 
+WHOLE = {"validation_fraction": 0, "test_fraction": 0}
+
+
+def config(source: dict, mode: str = "RGB", size: int = 32, crop: str = "center", **fields) -> DataConfig:
+    preprocess = {"mode": mode, "size": size, "crop": crop}
+    return DataConfig.model_validate({"source": source, "preprocess": preprocess, **fields})
+
+
+def write_table(path, **columns):
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    if isinstance(columns["image"][0], bytes):
+        columns["image"] = [{"bytes": content, "path": None} for content in columns["image"]]
+    write_table(pa.table(columns), path)
+    return {"kind": "huggingface", "path": "parquet", "data_files": str(path)}
+
 
 def noise_image(seed: int, width: int = 20, height: int = 16, channels: int = 3) -> Image.Image:
     shape = (height, width) if channels == 1 else (height, width, channels)
