@@ -1,7 +1,6 @@
 """`smalti …`: each command reads its arguments and hands them to the function of the same name."""
 
 import gc
-import json
 import math
 import os
 import sys
@@ -239,11 +238,9 @@ def schema(kind: RecipeKind) -> None:
 
     Example: smalti schema tokenizer > tokenizer.schema.json
     """
-    from pipelines.recipes.pipeline import PipelineRecipe
-    from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
+    from pipelines.schema import schema as command
 
-    models = {"tokenizer": TokenizerRecipe, "prior": PriorRecipe, "pipeline": PipelineRecipe}
-    print(json.dumps(models[kind].model_json_schema(), indent=2))
+    print(command(kind))
 
 
 def main() -> None:
