@@ -5,6 +5,7 @@ The weights are written first and `config.json`, which holds their hash, last: a
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -161,7 +162,7 @@ def resolve_folder(path: str | Path) -> Path:
     """A model folder itself, or the `best/` (else `last/`) model of a run folder."""
     path = Path(path)
     for candidate in (path, path / "best", path / "last"):
-        if (candidate / "config.json").exists():
+        if os.path.lexists(candidate / "config.json"):
             return candidate
     if not path.exists():
         raise UserError(

@@ -1,5 +1,6 @@
 """What `--data` and `--split` of the command line mean."""
 
+import os
 from pathlib import Path
 from typing import cast, get_args
 
@@ -24,7 +25,7 @@ def data_of(argument: str | None, tokenizer: str | Path) -> DataConfig:
     given, tokenizer = Path(tokenizer), find_tokenizer(tokenizer)
     if argument is None:
         for folder in (given, given.parent):
-            if (folder / "recipe.yaml").exists():
+            if os.path.lexists(folder / "recipe.yaml"):
                 return _data_block(folder / "recipe.yaml")
         raise UserError(f"{given}: is not inside the run that trained it, so its data is unknown; expected --data")
     path = Path(argument)

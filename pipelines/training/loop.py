@@ -181,7 +181,9 @@ class TrainingLoop:
         self.step = self.collective.from_first(self.folder.newest_step())
         if self.step:
             # On a CPU the optimizer would go on living in the mapped file.
-            self.load_state_dict(self.folder.load_state(self.step, mapped=self.accelerator.device.type != "cpu"))
+            state = self.folder.load_state(self.step, mapped=self.accelerator.device.type != "cpu")
+            with self.folder.refuse_damaged_state(self.step):
+                self.load_state_dict(state)
         else:
             for trainer in self.trainers.values():
                 self.collective.broadcast(trainer.tensors())

@@ -14,6 +14,7 @@ from pipelines.base.atomic_files import replacing, write_json, write_text
 from pipelines.base.documents import read_json_if_valid, read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.first_process import Processes, first_process
+from pipelines.base.machine_errors import machine_error
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.recipe_files import dump, flatten_keys
 from pipelines.base.redaction import redact
@@ -123,7 +124,7 @@ class RunFolder:
             if not key.startswith(ignored)
         ]
         return problems + [
-            f"{name}: the run was trained from {stored[name][:12]}…, found {digest[:12]}…"
+            f"{name}: the run was trained from {str(stored[name])[:12]}…, found {digest[:12]}…"
             for name, digest in inputs.items()
             if name in stored and stored[name] != digest
         ]
@@ -171,8 +172,9 @@ class RunFolder:
     @property
     def failure(self) -> dict[str, Any] | None:
         """What `record_failure` has written, unless the run has got past it."""
-        found = read_json_if_valid(self.path / "failure.json")
-        return found if found and found.get("step", 0) >= self.newest_step() else None
+        found = read_json_if_valid(self.path / "failure.json") or {}
+        step = found.get("step")
+        return found if isinstance(step, int) and step >= self.newest_step() else None
 
     def record_failure(self, step: int, message: str) -> None:
         """The loss stopped being finite at `step`. States are older, and may be continued with other options."""
@@ -184,11 +186,12 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """Complete resume states, oldest first."""
-        return sorted((self.path / "state").glob("step-*.pt"))
+        found = (self.path / "state").glob("step-*.pt")
+        return sorted((path for path in found if _step_name(path).isdecimal()), key=lambda path: int(_step_name(path)))
 
     def newest_step(self) -> int:
         """The step of the newest state, 0 where there is none."""
-        return max((int(path.stem.removeprefix("step-")) for path in self.states()), default=0)
+        return max((int(_step_name(path)) for path in self.states()), default=0)
 
     def save_state(self, step: int, state: dict[str, Any], keep_states: int) -> None:
         """Write the state of `step`, then drop all but the newest `keep_states`."""
@@ -204,10 +207,27 @@ class RunFolder:
             UserError: the file is damaged.
         """
         path = self._state(step)
-        try:
+        if not path.is_file():  # reading a pipe would never end
+            raise UserError(f"{path}: is not a file; remove it to resume from an older state")
+        with self.refuse_damaged_state(step):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+    @contextmanager
+    def refuse_damaged_state(self, step: int) -> Iterator[None]:
+        """Raises UserError, which names the file, where the state of `step` cannot be read or does not fit the run."""
+        try:
+            yield
         except Exception as error:
-            raise UserError(f"{path}: cannot be read ({error}); remove it to resume from an older state") from error
+            if machine_error(error) is not None:  # too little memory, say: the file may be sound
+                raise
+            raise UserError(  # torch's own words would advise to run whatever code is in the file
+                f"{self._state(step)}: cannot be read as a state of this run ({type(error).__name__}); remove it to "
+                "resume from an older state"
+            ) from error
 
     def _state(self, step: int) -> Path:
         return self.path / "state" / f"step-{step:08d}.pt"
+
+
+def _step_name(state: Path) -> str:
+    return state.stem.removeprefix("step-")

@@ -3,6 +3,7 @@ hostile_inputs/` holds hundreds more, with limits of time and memory."""
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -137,16 +138,23 @@ def test_labels_that_are_lists(refused, tmp_path):
     assert "source.label" in refused("train", "recipe.yaml", f"data.source={source}")
 
 
-def test_a_folder_in_the_place_of_a_recipe_is_named(refused, tmp_path, tiny_tokenizer):
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("occupy", [Path.mkdir, link_to_itself])
+def test_what_stands_in_the_place_of_a_recipe_is_named(refused, tmp_path, tiny_tokenizer, occupy):
     shutil.copytree(tiny_tokenizer, tmp_path / "done" / "tokenizer")
     shutil.copy(tmp_path / "recipe.yaml", tmp_path / "done")
-    (tmp_path / "done" / "tokenizer" / "recipe.yaml").mkdir()
+    occupy(tmp_path / "done" / "tokenizer" / "recipe.yaml")
     assert "done/tokenizer/recipe.yaml" in refused("encode", "done/tokenizer", "-o", "out")
 
 
-def test_a_folder_in_the_place_of_the_best_models_config_is_named(refused, tmp_path, tiny_tokenizer):
+@pytest.mark.parametrize("occupy", [Path.mkdir, link_to_itself])
+def test_what_stands_in_the_place_of_the_best_models_config_is_named(refused, tmp_path, tiny_tokenizer, occupy):
     shutil.copytree(tiny_tokenizer, tmp_path / "run" / "last")
-    (tmp_path / "run" / "best" / "config.json").mkdir(parents=True)
+    (tmp_path / "run" / "best").mkdir()
+    occupy(tmp_path / "run" / "best" / "config.json")
     assert "run/best/config.json" in refused("encode", "run", "-o", "out", "--data", "recipe.yaml")
 
 

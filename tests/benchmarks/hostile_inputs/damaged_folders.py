@@ -1,6 +1,7 @@
 """Finished folders that were damaged or edited."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -42,8 +43,10 @@ REPLACEABLE = {
     "done/decoded/decoded.json": "decode done/tokens -o done/decoded",
 }
 # What a run that has not ended continues from.
+STATE = "done/tokenizer/state/step-00000004.pt"
 CONTINUED = {
-    "done/tokenizer/state/step-00000004.pt": (2,),
+    STATE: (2,),
+    "done/tokenizer/state/step-best.pt": (0, 2),
     "done/tokenizer/metrics.jsonl": (0, 2),
     "done/tokenizer/failure.json": (0, 2),
 }
@@ -93,9 +96,14 @@ def edit_json(path: str, keys: str, value: Any) -> None:
     Path(path).write_text(json.dumps(content))
 
 
-def replace_by_folder(path: str) -> None:
+def replace_by(make: Callable[[Path], object], path: str) -> None:
+    """Put something in the place of a file."""
     Path(path).unlink(missing_ok=True)
-    Path(path).mkdir()
+    make(Path(path))
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
 
 
 def replace_values(path: str, value: Any) -> None:
@@ -106,7 +114,8 @@ def replace_values(path: str, value: Any) -> None:
 def damages(path: str) -> Iterator[tuple[str, Callable[[], None]]]:
     for name, content in CONTENTS.items():
         yield f"{path}: {name}", partial(write, path, content)
-    yield f"{path}: a folder", partial(replace_by_folder, path)
+    for name, make in (("a folder", Path.mkdir), ("a named pipe", os.mkfifo), ("a link to itself", link_to_itself)):
+        yield f"{path}: {name}", partial(replace_by, make, path)
     if path.endswith(".json"):
         for value in (None, [], 1, "x"):
             yield f"{path}: every value is {value!r}", partial(replace_values, path, value)
@@ -119,15 +128,25 @@ def damaged_files() -> Iterator[Case]:
                 yield Case("damaged file", name, command.split(), damage, allowed)
 
 
-def damaged_unfinished_runs() -> Iterator[Case]:
-    def unfinish(damage: Callable[[], None]) -> None:
-        Path("done/tokenizer/done.json").unlink()
-        damage()
+def unfinish(damage: Callable[[], None]) -> None:
+    """Damage a run that has not ended: it has a state, and goes on from it."""
+    Path("done/tokenizer/done.json").unlink()
+    damage()
 
-    for path, allowed in CONTINUED.items():
-        for name, damage in damages(path):
-            command = ["train", "tokenizer.yaml", "output=done/tokenizer"]
-            yield Case("damaged file", f"{name}, continued", command, partial(unfinish, damage), allowed)
+
+def save_state(content: Any) -> None:
+    import torch
+
+    torch.save(content, STATE)
+
+
+def damaged_unfinished_runs() -> Iterator[Case]:
+    found = [(*damage, allowed) for path, allowed in CONTINUED.items() for damage in damages(path)]
+    for content in ({}, [], None, {"step": 4}, {"best": 1.0, "metrics": {}, "phases": {}}):
+        found.append((f"{STATE}: {content}", partial(save_state, content), (2,)))
+    for name, damage, allowed in found:
+        command = ["train", "tokenizer.yaml", "output=done/tokenizer"]
+        yield Case("damaged file", f"{name}, continued", command, partial(unfinish, damage), allowed)
 
 
 def damaged_configs() -> Iterator[Case]:

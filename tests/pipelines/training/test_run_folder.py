@@ -1,11 +1,17 @@
 """Which recipe may continue a run."""
 
+import os
+from pathlib import Path
+
 import pytest
+import torch
 
 from pipelines.base import distributed
+from pipelines.base.atomic_files import write_json
 from pipelines.base.errors import UserError
+from pipelines.training.loop import TrainingLoop
 from pipelines.training.run_folder import RunFolder
-from tests.pipelines.training.toy import QUICK, Recipe
+from tests.pipelines.training.toy import QUICK, Recipe, ToyTask, run
 
 
 def begun(path, recipe=None, inputs=None, saved=True):
@@ -114,3 +120,53 @@ def test_a_damaged_state_is_named(tmp_path):
     folder.states()[0].write_bytes(b"torn")
     with pytest.raises(UserError, match=r"step-00000003.pt: cannot be read .* remove it to resume from an older state"):
         folder.load_state(3)
+
+
+@pytest.mark.parametrize("found", [{}, {"step": 3}, [1], {"step": 3, "best": 0, "metrics": {}, "phases": {"toy": {}}}])
+def test_a_state_of_something_else_is_named(tmp_path, found):
+    run(tmp_path, ToyTask())
+    folder = RunFolder(tmp_path)
+    torch.save(found, folder.states()[-1])
+    with pytest.raises(UserError, match=r"step-\d{8}.pt: cannot be read .* remove it to resume from an older state"):
+        TrainingLoop(ToyTask(), QUICK, 0, folder, distributed.start()).resume()
+
+
+@pytest.mark.parametrize("occupy", [Path.mkdir, os.mkfifo])
+def test_what_stands_in_the_place_of_a_state_is_named(tmp_path, occupy):
+    folder = RunFolder(tmp_path)
+    folder.save_state(3, {"step": 3}, keep_states=2)
+    folder.states()[0].unlink()
+    occupy(tmp_path / "state" / "step-00000003.pt")
+    with pytest.raises(UserError, match=r"step-00000003.pt: is not a file; remove it to resume from an older state"):
+        folder.load_state(folder.newest_step())
+
+
+def test_too_little_memory_for_a_state_does_not_make_it_a_damaged_one(tmp_path):
+    with pytest.raises(MemoryError), RunFolder(tmp_path).refuse_damaged_state(3):
+        raise MemoryError
+
+
+def test_a_file_that_only_looks_like_a_state_is_none(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save_state(3, {"step": 3}, keep_states=2)
+    (tmp_path / "state" / "step-best.pt").write_text("mine")
+    assert folder.newest_step() == 3
+    folder.save_state(4, {"step": 4}, keep_states=1)
+    assert (tmp_path / "state" / "step-best.pt").exists()
+
+
+@pytest.mark.parametrize("step", [None, "many", [], {}])
+def test_a_damaged_note_of_a_failure_is_none(tmp_path, step):
+    folder = RunFolder(tmp_path)
+    folder.record_failure(3, "the loss is NaN")
+    assert folder.failure
+    write_json(tmp_path / "failure.json", {"step": step})
+    assert folder.failure is None
+
+
+@pytest.mark.parametrize("digest", [None, 1, []])
+def test_a_damaged_digest_of_the_inputs_is_another_one(tmp_path, digest):
+    folder = begun(tmp_path / "run", inputs={"tokens": "a" * 64})
+    write_json(folder.path / "inputs.json", {"tokens": digest})
+    with pytest.raises(UserError, match="tokens: the run was trained from"):
+        folder.check(Recipe(), {"tokens": "a" * 64})
