@@ -71,6 +71,8 @@ def image_name(index: int, label: int | None, classes: Sequence[str] | None) -> 
 
 def read_note(path: Path) -> dict[str, Any]:
     """What an image says of itself (index, label, seed, logprob, request); empty where it is torn or not ours."""
+    if not path.is_file():  # reading a pipe would never end
+        return {}
     try:
         with Image.open(path) as image:
             note = parse_json(image.info["smalti"], path)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_uint8
-from pipelines.evaluate.samples import read_samples
+from pipelines.evaluate.samples import read_note, read_samples
 from pipelines.models.checkpoint import LoadedPrior, load_tokenizer
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_seeds import image_seeds
@@ -176,6 +176,11 @@ def test_other_samples_make_room_where_that_is_asked_for(image_pipeline, tmp_pat
 def test_more_images_than_a_machine_can_hold_are_refused():
     with pytest.raises(ValidationError, match="num_images"):
         SampleRequest(num_images=3_000_000_000)
+
+
+def test_a_named_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "00000.png")
+    assert read_note(tmp_path / "00000.png") == {}
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"images": [{"file": "images/00000.png"}]}'])
