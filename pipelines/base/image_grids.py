@@ -1,9 +1,11 @@
 """Figures for people and images as files: tensors to PIL, PNGs, and grids of tiles with captions and labels."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Self, TypeAlias
 
@@ -17,6 +19,8 @@ from pipelines.base.atomic_files import replacing, sync
 
 BACKGROUND, TEXT, GAP = (255, 255, 255), (60, 60, 60), 3
 MAX_SCALE, MAX_WIDTH = 4, 1600
+SMALL_SECONDS = 400e-6  # two threads write images that take longer more quickly than one does (measured)
+TIMED = 4  # images whose writing is timed
 
 Images: TypeAlias = Tensor | Sequence[Tensor | Image.Image]
 
@@ -47,8 +51,10 @@ def save_png(
     for key, value in (text or {}).items():
         info.add_text(key, value)
     pixels = to_pil(image) if isinstance(image, Tensor) else image
+    encoded = BytesIO()  # quicker for PIL than a file
+    pixels.save(encoded, format="PNG", pnginfo=info)
     with replacing(path, durable) as temporary:
-        pixels.save(temporary, format="PNG", pnginfo=info)
+        temporary.write_bytes(encoded.getbuffer())
 
 
 def save_images(
@@ -56,20 +62,27 @@ def save_images(
     images: Images,
     texts: Sequence[Mapping[str, str]] | None = None,
 ) -> None:
-    """Write many PNGs by several threads, each file atomically; as `save_png`, one folder at a time synced at the end.
+    """Write many PNGs, each atomically, large ones by several threads; as `save_png`, one folder at a time synced at
+    the end.
 
-    A crash of the machine (not of the program) may leave the last ones empty.
+    A crash of the machine (not of the program) may leave the last ones empty. Threads that write small images would
+    wait for each other's turn to run Python, which takes longer than the images.
     """
     if len(paths) != len(images) or (texts is not None and len(texts) != len(paths)):
         raise ValueError(f"one path and one text an image: got {len(paths)} paths and {len(images)} images")
     pixels = to_uint8(images.detach()).cpu() if isinstance(images, Tensor) else images
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        jobs = [
-            threads.submit(save_png, path, image, text, False)
-            for path, image, text in zip(paths, pixels, texts or [None] * len(paths), strict=True)
-        ]
-    for job in jobs:
-        job.result()
+
+    def save(place: int) -> float:
+        began = time.perf_counter()
+        save_png(paths[place], pixels[place], None if texts is None else texts[place], durable=False)
+        return time.perf_counter() - began
+
+    times, rest = sorted(map(save, range(min(TIMED, len(paths))))), range(TIMED, len(paths))
+    if rest and times[TIMED // 2] > SMALL_SECONDS:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            list(threads.map(save, rest))
+    else:
+        list(map(save, rest))
     for folder in {Path(path).parent for path in paths}:
         sync(folder)
 

@@ -22,7 +22,7 @@ from pipelines.base.random_streams import Key, permutation_at
 from pipelines.data.augment import Augment
 from pipelines.data.binarize import Binarize, binarize_rows
 from pipelines.data.content_digest import ROWS_AT_ONCE, ContentDigest
-from pipelines.data.decoding import decode_images
+from pipelines.data.decoding import Decoder
 from pipelines.data.image_files import DECODE_ERRORS, reason
 from pipelines.data.pixel_cache import PixelCache, pixel_cache
 from pipelines.data.preprocess import Preprocess, prepare_image
@@ -115,7 +115,7 @@ class ImageDataset:
         split: Split = "train",
     ):
         self._source, self.preprocess, self._rows = source, preprocess, rows
-        self.augment, self.workers = augment or Augment(), workers
+        self.augment, self._decoder = augment or Augment(), Decoder(preprocess, workers)
         self.binarize = binarize
         self._split: Split = split
         self.classes, self.has_text = source.classes, source.has_text
@@ -307,6 +307,8 @@ class ImageDataset:
         if known.all():
             images, labels = cache.get(rows)
             return images, None if self.classes is None else labels, {}
+        if not keep and not known.any():
+            return self._read_source(rows)
         missing, origin = np.unique(rows[~known], return_inverse=True)
         new, new_labels, failed = self._read_source(missing)
         if keep:
@@ -337,7 +339,7 @@ class ImageDataset:
             readers = self._source.readers(part)
             for place in np.flatnonzero(self._unreadable.known(np.array(part, dtype=np.int64))).tolist():
                 readers[place] = partial(_fail, self._unreadable.reason(part[place]))
-            images, failed = decode_images(readers, self.preprocess, self.workers)
+            images, failed = self._decoder(readers)
             parts.append(images)
             failures |= {start + place: why for place, why in failed.items()}
         images = torch.cat(parts) if len(parts) > 1 else parts[0]

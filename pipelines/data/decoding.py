@@ -1,10 +1,18 @@
-"""Decoding many images at once, by a few threads: PIL and torch work without Python's lock most of the time."""
+"""Decoding many images at once: large ones by a few threads side by side, small ones by one thread at a time.
+
+PIL and torch work without Python's lock, which lets threads decode large images side by side. Between small ones they
+would hand that lock to each other all the time, which takes longer than the images: two threads decode digits three
+times slower than one.
+"""
 
 import os
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import Barrier
+from itertools import pairwise
+from threading import Barrier, Lock
 
 import torch
 from jaxtyping import UInt8
@@ -16,29 +24,60 @@ from pipelines.data.source import Reader
 
 ROWS_PER_TASK = 16  # large enough that handing a task over costs nothing beside it
 MOST_THREADS = 8
+SMALL_SECONDS = 150e-6  # an image that takes one thread so long is decoded as quickly by one thread as by two
 
 
-def decode_images(
-    readers: Sequence[Reader], preprocess: Preprocess, threads: int = 0
-) -> tuple[UInt8[Tensor, "n c size size"], dict[int, str]]:
-    """The prepared images of some rows in their order, as one tensor, and why some could not be decoded.
+class Decoder:
+    """Decodes the images of one data set, at most `threads` of them at once: 0 takes `default_threads()`, 1 is the
+    calling thread.
 
-    Places of such rows hold zeros. `threads`: 0 takes `default_threads()`; 1 is the calling thread.
+    Images are taken to be small until three quarters of a task take one thread longer, be it because they are large
+    or because their files are far away.
     """
-    shape = (len(readers), preprocess.channels, preprocess.size, preprocess.size)
-    images, failures = torch.zeros(shape, dtype=torch.uint8), {}
 
-    def decode_part(start: int) -> None:
-        for place in range(start, min(start + ROWS_PER_TASK, len(readers))):
-            try:
-                images[place] = prepare_image(readers[place](), preprocess)
-            except DECODE_ERRORS as error:
-                failures[place] = reason(error)
+    def __init__(self, preprocess: Preprocess, threads: int = 0):
+        self.preprocess, self.threads = preprocess, threads or default_threads()
+        self.small = True
 
-    starts = range(0, len(readers), ROWS_PER_TASK)
-    threads = threads or default_threads()
-    list(map(decode_part, starts) if threads == 1 else _pool(threads, os.getpid()).map(decode_part, starts))
-    return images, dict(sorted(failures.items()))
+    def __call__(self, readers: Sequence[Reader]) -> tuple[UInt8[Tensor, "n c size size"], dict[int, str]]:
+        """The prepared images of some rows in their order, as one tensor, and why some could not be decoded. Places
+        of such rows hold zeros.
+        """
+        shape = (len(readers), self.preprocess.channels, self.preprocess.size, self.preprocess.size)
+        images, failures = torch.zeros(shape, dtype=torch.uint8), {}
+
+        def decode(start: int) -> list[float]:
+            stop = min(start + ROWS_PER_TASK, len(readers))
+            prepared, times = [], [time.perf_counter()]
+            for place in range(start, stop):
+                try:
+                    prepared.append(prepare_image(readers[place](), self.preprocess))
+                except DECODE_ERRORS as error:
+                    prepared.append(torch.zeros(shape[1:], dtype=torch.uint8))
+                    failures[place] = reason(error)
+                times.append(time.perf_counter())
+            torch.stack(prepared, out=images[start:stop])
+            return [end - begin for begin, end in pairwise(times)]
+
+        self._run(decode, deque(range(0, len(readers), ROWS_PER_TASK)))
+        return images, dict(sorted(failures.items()))
+
+    def _run(self, decode: Callable[[int], list[float]], starts: deque[int]) -> None:
+        if self.small:
+            with _small_images(os.getpid()):
+                while self.small and starts:
+                    times = sorted(decode(starts.popleft()))
+                    self.small = len(times) < ROWS_PER_TASK or times[ROWS_PER_TASK // 4] < SMALL_SECONDS
+        if self.threads == 1:
+            list(map(decode, starts))
+        elif starts:
+            list(_pool(self.threads, os.getpid()).map(decode, starts))
+
+
+@lru_cache(maxsize=4)
+def _small_images(pid: int) -> Lock:
+    """Held by the thread that decodes small images, in the process `pid`: a fork may copy a lock that is held."""
+    return Lock()
 
 
 def default_threads() -> int:

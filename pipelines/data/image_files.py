@@ -1,5 +1,6 @@
 """Opening image files without trusting them."""
 
+import os
 import re
 import struct
 import warnings
@@ -9,11 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipelines.data.plain_png import decode_plain_png
+
 # What PIL's decoders raise on broken files, beside OSError.
 DECODE_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, struct.error),
     *(OverflowError, MemoryError, RuntimeError, AssertionError, zlib.error, Image.DecompressionBombError, Warning),
 )
+
+SMALL_FILE = 2**14  # bytes
 
 # PIL warns of odd but readable files. Nobody can act on that in the middle of an epoch.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -30,6 +35,9 @@ def open_image(content: bytes | str | Path, max_pixels: int) -> Image.Image:
         TooLarge: more than max_pixels pixels, by the header.
         OSError and the others of DECODE_ERRORS: the file is missing, truncated, or no image.
     """
+    beginning = content if isinstance(content, bytes) else _read_beginning(content)
+    if (plain := decode_plain_png(beginning, max_pixels)) is not None:
+        return plain
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit, 89 megapixels, would refuse what the recipe allows
     try:
@@ -40,6 +48,15 @@ def open_image(content: bytes | str | Path, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         found = re.search(r"\((\d+) pixels\)", str(error))
         raise _too_large(int(found[1]) if found else None, max_pixels) from error
+
+
+def _read_beginning(path: str | Path) -> bytes:
+    """All of a small file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, SMALL_FILE)
+    finally:
+        os.close(descriptor)
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:

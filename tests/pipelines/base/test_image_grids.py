@@ -1,9 +1,14 @@
 """Pixels survive a file, grids place tiles where they belong, texts stay inside."""
 
+import os
+import threading
+import time
+
 import pytest
 import torch
 from PIL import Image
 
+from pipelines.base import image_grids
 from pipelines.base.image_grids import GAP, save_grid, save_images, save_png, to_pil, to_uint8
 
 
@@ -82,3 +87,19 @@ def test_a_grid_that_cannot_be_laid_is_refused(tmp_path, images, columns, captio
     with pytest.raises(ValueError, match=words):
         save_grid(tmp_path / "g.png", images, columns, captions)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "number"), [(0.0, 1), (0.02, 3)])
+def test_threads_write_large_pictures_only(tmp_path, monkeypatch, seconds, number):
+    """The caller writes small ones, and the first few of the others."""
+    seen = set()
+
+    def save(*_, **__):
+        seen.add(threading.get_ident())
+        if seconds:
+            time.sleep(seconds)
+
+    monkeypatch.setattr(image_grids, "save_png", save)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    save_images([tmp_path / f"{at}.png" for at in range(12)], torch.zeros(12, 1, 2, 2))
+    assert len(seen) == number

@@ -225,37 +225,3 @@ def test_open_files_do_not_pile_up(class_folders, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert sum(len(batch) for batch in kept) == 400
-
-
-def test_decoding_threads_leave_torchs_threads_alone():
-    """Each would start a team of its own, and set what the training step uses."""
-    from pipelines.data.decoding import _pool
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        pool = _pool(3, -1)  # no process has this number: a new pool
-        assert torch.get_num_threads() == 2
-        assert {pool.submit(torch.get_num_threads).result() for _ in range(9)} == {1}
-        pool.shutdown()
-    finally:
-        torch.set_num_threads(before)
-        _pool.cache_clear()
-
-
-def test_one_decoding_thread_is_the_callers_own():
-    """So that threads which read and compute in turn do not wait for one thread that decodes for all."""
-    import threading
-
-    from PIL import Image
-
-    from pipelines.data import Preprocess
-    from pipelines.data.decoding import decode_images
-
-    seen = set()
-    readers = [lambda: (seen.add(threading.get_ident()), Image.new("RGB", (4, 4)))[1]] * 40
-    decode_images(readers, Preprocess(size=4), threads=1)
-    assert seen == {threading.get_ident()}
-    seen.clear()
-    decode_images(readers, Preprocess(size=4), threads=2)
-    assert threading.get_ident() not in seen
