@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Key = tuple[int | str, ...]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+WORD = 2**64 - 1
 ROUNDS, ROUNDS_OF_SMALL = 8, 24  # of the Feistel network; 4 suffice for a large domain (Luby, Rackoff 1988)
 SMALL = 16  # bits
 
@@ -24,23 +25,30 @@ def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _stream(key: Key) -> NDArray[np.uint64]:
-    """One 64-bit stream number (shape (1,)) for a key such as (seed, "augment")."""
-    stream = np.zeros(1, np.uint64)
+def mix_one(z: int) -> int:
+    """`mix` of one number, without the cost of an array."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
+    return z ^ (z >> 31)
+
+
+def _stream(key: Key) -> int:
+    """One 64-bit stream number for a key such as (seed, "augment")."""
+    stream = 0
     for part in key:
-        word = zlib.crc32(part.encode()) if isinstance(part, str) else part % 2**64
-        stream = mix((stream + GOLDEN) ^ np.array([word], np.uint64))
+        word = zlib.crc32(part.encode()) if isinstance(part, str) else part & WORD
+        stream = mix_one(((stream + int(GOLDEN)) & WORD) ^ word)
     return stream
 
 
 def seed_of(key: Key) -> int:
     """A seed in [0, 2**64) for a generator, drawn by the key."""
-    return int(mix(_stream(key))[0])
+    return mix_one(_stream(key))
 
 
 def bits(key: Key, counters: NDArray[np.int64], width: int) -> NDArray[np.uint64]:
     """(n, width) random 64-bit words; row i depends on the key and on counters[i] alone."""
-    rows = mix(_stream(key) + counters.astype(np.uint64) * GOLDEN)
+    rows = mix(np.uint64(_stream(key)) + counters.astype(np.uint64) * GOLDEN)
     return mix(rows[:, None] + np.arange(1, width + 1, dtype=np.uint64) * GOLDEN)
 
 

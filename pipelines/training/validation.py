@@ -15,7 +15,7 @@ from pipelines.training.config import TrainingConfig
 
 def block_size(config: TrainingConfig) -> int:
     """Rows that a process evaluates at once: no more than it trains on at once, and the same for any number of them."""
-    return min(64, config.batch_size // config.gradient_accumulation_steps)
+    return min(128, config.batch_size // config.gradient_accumulation_steps)
 
 
 def own_rows(rows: int, block: int, collective: Collective) -> list[int]:

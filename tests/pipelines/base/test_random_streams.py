@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.base.random_streams import bits, mix, permutation_at, seed_of, uniforms
+from pipelines.base.random_streams import bits, mix, mix_one, permutation_at, seed_of, uniforms
 
 
 def splitmix64(state: int, count: int) -> list[int]:
@@ -24,6 +24,17 @@ def test_the_mixer_is_splitmix64():
     states = (1234567 + np.arange(1, 6, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     assert mix(states).tolist() == splitmix64(1234567, 5)
     assert splitmix64(1234567, 2) == [6457827717110365317, 3203168211198807973]  # Vigna's reference output
+
+
+def test_one_number_is_mixed_as_an_array_of_them():
+    numbers = np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
+    assert [mix_one(number) for number in numbers.tolist()] == mix(numbers).tolist()
+
+
+def test_numbers_of_a_key_never_change():
+    """Runs are resumed, and token datasets continued, by later versions."""
+    assert seed_of((0, "posterior", "x")) == 2274470044355286584
+    assert bits((5, "a", -3), np.arange(2), 2)[1].tolist() == [5875719111293109962, 17707008395670722325]
 
 
 @pytest.mark.parametrize("length", range(1, 201))
