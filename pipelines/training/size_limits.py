@@ -7,13 +7,16 @@ from pipelines.base.memory_limits import check_memory, check_model_size
 from pipelines.training.config import TrainingConfig
 
 
-def check_sizes(training: TrainingConfig, build: Callable[[], object], bytes_per_example: int) -> None:
-    """`build` makes the model; an example of a batch takes at least `bytes_per_example` on one process.
+def check_sizes(
+    training: TrainingConfig, build: Callable[[], object], bytes_per_example: int, examples: str = "examples"
+) -> None:
+    """`build` makes the model; an example of a batch takes at least `bytes_per_example` on one process. `examples` is
+    what a message calls them.
 
     Raises:
         UserError: one of the two is larger than the memory of this machine.
     """
     parts = training.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
-    examples = -(-training.batch_size // parts)
-    check_memory(examples * bytes_per_example, f"training.batch_size: {examples:,} examples at once")
+    count = -(-training.batch_size // parts)
+    check_memory(count * bytes_per_example, f"training.batch_size: {count:,} {examples} at once")
     check_model_size(build, "model: training it")

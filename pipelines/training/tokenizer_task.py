@@ -40,8 +40,10 @@ class TokenizerTask:
         card: str = "",
     ):
         self.data, self.objective, self.training, self.seed, self.card = data, objective, training, seed, card
-        pixels = model.channels * model.image_size**2
-        check_sizes(training, lambda: Autoencoder(model), pixels * 5)  # as bytes and as float32
+        pixels, draws = model.channels * model.image_size**2, objective.draws
+        examples = f"images of {draws:,} draws (objective.draws)" if draws > 1 else "images"
+        # An image as bytes, and what is decoded from each draw as float32.
+        check_sizes(training, lambda: Autoencoder(model), pixels * (1 + 4 * draws), examples)
         self.images, self.held_out = open_images(data, "train"), open_images(data, "validation")
         self.rows = min(len(self.held_out), training.validation_images)
         self.shown = readable_images(self.held_out, self.rows, 16)

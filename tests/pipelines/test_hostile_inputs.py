@@ -95,6 +95,13 @@ def test_a_value_that_no_training_can_use(refused, override):
     assert any(key in said for key in keys) or "override" in said or "recipe.yaml" in said
 
 
+def test_more_draws_than_memory_holds(refused):
+    vae = ("model.bottleneck={kind: gaussian}", "objective.weights={nll: 1, kl: 1}")
+    assert "of 1,000,000,000 draws (objective.draws)" in refused(
+        "train", "recipe.yaml", *vae, "objective.draws=1000000000"
+    )
+
+
 @pytest.mark.parametrize(
     "option",
     [

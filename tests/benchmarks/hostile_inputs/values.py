@@ -98,6 +98,42 @@ OVERRIDES = (
     "training.steps=&a 3",
     "training=*a",
 )
+VAE = ["model.bottleneck={kind: gaussian, dim: 4}", "objective.weights={nll: 1, kl: 1}"]
+VAE_OVERRIDES = (
+    "data.binarize=dynamic",
+    "data.binarize={method: magic}",
+    "data.binarize={method: static, seed: -1}",
+    "model.backbone.dense_widths=[0]",
+    "model.backbone.dense_widths=[1000000000000]",
+    "model.backbone={kind: mlp, widths: []}",
+    "model.backbone={kind: mlp, widths: [0]}",
+    "model.backbone={kind: mlp, widths: [1000000000000]}",
+    "model.backbone={kind: resnet, width: 1000000000000}",
+    "model.backbone={kind: resnet, dropout: 1}",
+    "model.bottleneck.dim=0",
+    "model.bottleneck.dim=1000000000000",
+    "model.bottleneck.log_variance_range=[2,1]",
+    "model.bottleneck.log_variance_range=[.nan,1]",
+    "model.bottleneck.log_variance_range=[1]",
+    "model.latent_prior={kind: magic}",
+    "model.latent_prior={kind: vamp, pseudo_inputs: 0}",
+    "model.latent_prior={kind: vamp, pseudo_inputs: 1000000000000}",
+    "model.latent_prior={kind: vamp, init_std: .nan}",
+    "model.likelihood={kind: discretized_logistic, components: 0}",
+    "model.likelihood={kind: discretized_logistic, components: 1000000000000}",
+    "model.likelihood={kind: laplace, scale: 0}",
+    "model.likelihood={kind: laplace, scale: guessed}",
+    "objective.draws=0",
+    "objective.draws=1000000000",
+    "objective.draws=1000000000000",
+    "objective.gradient_estimator=magic",
+    "objective.kl_guard={kind: free_bits, nats: 0}",
+    "objective.kl_guard={kind: free_bits, nats: 1e300}",
+    "objective.kl_guard={kind: capacity, capacity: .nan}",
+    "objective.weights={nll: 1}",
+    "training.patience=0",
+    "training.patience=1.5",
+)
 PRIOR_OVERRIDES = (
     "transformer.depth=1000000000",
     "transformer.dim=1000000000",
@@ -139,6 +175,8 @@ def values() -> Iterator[Case]:
             yield Case("value", f"{key}={value}", ["train", "tokenizer.yaml", f"{key}={value}"])
     for text in OVERRIDES:
         yield Case("value", text, ["train", "tokenizer.yaml", *([text] if "{" in text else text.split(" "))])
+    for text in VAE_OVERRIDES:
+        yield Case("value", f"VAE {text}", ["train", "tokenizer.yaml", *VAE, text])
     for text in PRIOR_OVERRIDES:
         tokens = [] if text.startswith("tokens") else ["tokens=done/tokens"]
         yield Case("value", f"prior {text}", ["train", "prior.yaml", *tokens, text])
