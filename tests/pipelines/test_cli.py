@@ -53,6 +53,7 @@ SLOW = (
     "torchvision",
     "accelerate",
     "x_transformers",
+    "zuko",
     "datasets",
     "pyarrow",
     "pandas",

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tokenizer.latent_priors.flow import FlowConfig, FlowPrior
+from tokenizer.latent_priors.mixture import MixtureConfig, MixturePrior
 from tokenizer.latent_priors.vamp import VampConfig, VampPrior
 from tokenizer.latents import LatentPrior
 from tokenizer.options import Options
@@ -21,6 +23,8 @@ class StandardNormalConfig(Options):
 
 LatentPriorConfig = Annotated[
     StandardNormalConfig
+    | MixtureConfig
+    | FlowConfig
     | VampConfig,
     Field(discriminator="kind"),
 ]  # fmt: skip
@@ -35,5 +39,9 @@ def build_latent_prior(
     match config:
         case StandardNormalConfig():
             return StandardNormal(shape)
+        case MixtureConfig():
+            return MixturePrior(config, shape)
+        case FlowConfig():
+            return FlowPrior(config, shape)
         case VampConfig():
             return VampPrior(config, image_shape)

@@ -1,0 +1,95 @@
+import copy
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.functional import jacobian
+
+from tokenizer.flows import Flow, FlowKind
+from tokenizer.latent_priors.flow import FlowConfig, FlowPrior
+
+KINDS = get_args(FlowKind)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_size = pytest.mark.parametrize("size", [1, 2, 5])
+
+
+def a_flow(kind: FlowKind, size: int = 5, context: int = 3) -> Flow:
+    torch.manual_seed(0)
+    return Flow(kind, size, transforms=3, widths=(16, 16), context=context)
+
+
+def a_batch(size: int = 5) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return 2 * torch.randn(4, 6, size), torch.randn(4, 1, 3)
+
+
+@every_kind
+@every_size
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_log_determinant_is_that_of_the_jacobian(kind, size, inverse):
+    flow, (x, context) = a_flow(kind, size), a_batch(size)
+    _, log_determinant = flow(x, context, inverse)
+    for i in range(4):
+        matrix = jacobian(lambda v, i=i: flow(v, context[i, 0], inverse)[0], x[i, 2])
+        torch.testing.assert_close(log_determinant[i, 2], matrix.slogdet()[1], rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+@every_size
+def test_the_inverse_undoes_the_map(kind, size):
+    flow, (x, context) = a_flow(kind, size), a_batch(size)
+    y, log_determinant = flow(x, context)
+    back, other = flow(y, context, inverse=True)
+    assert (y - x).abs().max() > 0.1
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other, -log_determinant, rtol=1e-4, atol=1e-4)
+
+
+@every_kind
+def test_every_number_depends_on_the_context_and_some_on_the_others(kind):
+    flow, (x, context) = a_flow(kind), a_batch()
+    moved, _ = flow(x, context + 1)
+    assert ((moved - flow(x, context)[0]).abs().amax((0, 1)) > 1e-3).all()
+    matrix = jacobian(lambda v: flow(v, context[0, 0])[0], x[0, 0])
+    assert (matrix - matrix.diag().diag()).abs().sum() > 1e-3
+
+
+@every_kind
+def test_weights_in_half_precision_are_computed_with_in_float32(kind):
+    flow, (x, context) = a_flow(kind).bfloat16(), a_batch()
+    reference = copy.deepcopy(flow).float()
+    torch.testing.assert_close(flow(x, context), reference(x, context), rtol=0, atol=0)
+    flow(x, context)[1].sum().backward()
+    assert all(parameter.grad is not None for parameter in flow.parameters())
+
+
+@every_kind
+def test_autocast_changes_nothing(kind):
+    flow, (x, context) = a_flow(kind), a_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flow(x, context)
+    torch.testing.assert_close(found, flow(x, context), rtol=0, atol=0)
+
+
+@every_kind
+def test_the_density_of_the_flow_prior_is_zukos(kind):
+    from zuko.distributions import DiagNormal, NormalizingFlow
+
+    torch.manual_seed(0)
+    prior = FlowPrior(FlowConfig(flow=kind), (3, 2, 1))
+    z = 2 * torch.randn(4, 5, 3, 2, 1)
+    reference = NormalizingFlow(prior.flow.bijection(), DiagNormal(torch.zeros(6), torch.ones(6)))
+    torch.testing.assert_close(prior.log_prob(z), reference.log_prob(z.flatten(2)))
+
+
+@every_kind
+@pytest.mark.parametrize(("size", "points_of_axis"), [(1, 20_001), (2, 401)])
+def test_the_density_of_the_flow_prior_integrates_to_one(kind, size, points_of_axis):
+    torch.manual_seed(0)
+    prior = FlowPrior(FlowConfig(flow=kind, transforms=2, widths=(8,)), (size, 1, 1))
+    axis = torch.linspace(-12, 12, points_of_axis)
+    points = torch.cartesian_prod(*[axis] * size).view(-1, 1, size, 1, 1)
+    with torch.no_grad():
+        total = prior.log_prob(points).double().exp().sum() * (axis[1] - axis[0]) ** size
+    assert abs(total - 1) < 1e-3
