@@ -15,7 +15,7 @@ PACKAGES = ("tokenizer", "prior", "pipelines")
 MODULES = sorted(path for floor in PACKAGES for path in (ROOT / floor).rglob("*.py"))
 MAY_IMPORT = {"tokenizer": {"tokenizer"}, "prior": {"prior"}, "pipelines": {"tokenizer", "prior", "pipelines"}}
 OUTSIDE = {
-    "tokenizer": {"torch", "einops", "pydantic", "jaxtyping"},
+    "tokenizer": {"torch", "zuko", "einops", "pydantic", "jaxtyping"},
     "prior": {"torch", "einops", "pydantic", "jaxtyping", "x_transformers", "tokenizers"},
 }
 
