@@ -15,12 +15,12 @@ def fewer_votes(monkeypatch):
     monkeypatch.setattr(factor_vae, "TEST_VOTES", 400)
 
 
-def reference(rows: Rows, seed: int) -> tuple[float, float]:
-    """Vote by vote, and test accuracy before train accuracy."""
+def reference(rows: Rows, seed: int, train_votes: int, test_votes: int) -> tuple[float, float]:
+    """Vote by vote; test accuracy before train accuracy."""
     variance = rows.latents.var(axis=0, ddof=1)
     kept = [i for i in range(len(variance)) if variance[i] >= 0.05**2]
     tables = np.zeros((2, rows.factors.shape[1], len(variance)))
-    for vote, random in enumerate(uniforms((seed, "factor vae votes"), np.arange(1000), 66)):
+    for vote, random in enumerate(uniforms((seed, "factor vae votes"), np.arange(train_votes + test_votes), 66)):
         factor = int(random[0] * rows.factors.shape[1])
         values = rows.factors[:, factor].tolist()
         shared = [row for row in sorted(range(len(rows)), key=values.__getitem__) if values.count(values[row]) > 1]
@@ -28,18 +28,21 @@ def reference(rows: Rows, seed: int) -> tuple[float, float]:
         same = [row for row in range(len(rows)) if values[row] == value]
         batch = rows.latents[[same[int(u * len(same))] for u in random[2:]]]
         least = min(kept, key=lambda i: batch[:, i].var(ddof=1) / variance[i])
-        tables[int(vote >= 600), factor, least] += 1
+        tables[int(vote >= train_votes), factor, least] += 1
     train, test = tables
     right = [(table[train.argmax(0), range(len(variance))]).sum() / table.sum() for table in (test, train)]
     return right[0], right[1]
 
 
-def test_it_is_the_majority_vote_of_the_least_varying_latents(make_rows):
+@pytest.mark.parametrize("votes", [(600, 400), (12, 9), (5, 20)])
+def test_it_is_the_majority_vote_of_the_least_varying_latents(make_rows, monkeypatch, votes):
+    monkeypatch.setattr(factor_vae, "TRAIN_VOTES", votes[0])
+    monkeypatch.setattr(factor_vae, "TEST_VOTES", votes[1])
     rows = make_rows(120, mix=np.eye(3, 4) + 0.5, noise=0.6)
     rows.latents[:, 3] *= 0.01
     rows.factors[0, 1] = 77  # a value of its own
     found = factor_vae_score(rows, seed=5)
-    assert (found.score, found.train_accuracy) == pytest.approx(reference(rows, 5))
+    assert (found.score, found.train_accuracy) == pytest.approx(reference(rows, 5, *votes))
     assert found.active_latents == 3 and 0.4 < found.score < 0.95
 
 

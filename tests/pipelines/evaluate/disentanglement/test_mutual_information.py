@@ -76,3 +76,8 @@ def test_it_agrees_with_scikit_learn(make_rows):
     bins = discretize(rows.latents)
     expected = [[metrics.mutual_info_score(f, latent) for f in rows.factors.T] for latent in bins.T]
     assert mutual_information(rows).matrix == pytest.approx(np.array(expected))
+
+
+def test_it_is_the_figure_that_disentanglement_lib_gives(make_rows):
+    """Computed once by its `_compute_mig`."""
+    assert mutual_information(make_rows(300, mix=np.eye(3) + 0.5, noise=0.1)).mig == pytest.approx(0.516597382707)

@@ -43,10 +43,11 @@ def test_accuracy_is_that_of_the_test_rows():
 
 
 def test_rare_values_weigh_as_much_as_frequent_ones():
-    """Balanced classes put the border in the middle; the penalty alone would leave out the ten rows of the value 1."""
-    values = np.array([0] * 990 + [1] * 10)
-    rows = Rows(np.stack([2.0 * values - 1, np.zeros(1000)], axis=1), np.stack([values, values], axis=1))
-    assert sap_score(rows, rows).accuracies[0].tolist() == [1, 1]
+    """Where 90 rows of the frequent value and the 10 of the rare one lie together, the rare one is predicted."""
+    values = np.array([[0] * 990 + [1] * 10] * 2).T
+    latent = np.array([-1.0] * 900 + [1.0] * 100)
+    rows = Rows(np.stack([latent, -latent], axis=1), values)
+    assert sap_score(rows, rows).accuracies == pytest.approx(np.full((2, 2), 0.91))
 
 
 def test_the_order_of_latents_does_not_matter(make_rows):
@@ -64,3 +65,8 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"pip install smalti\[disentanglement\]"):
         sap_score(every_pair(), every_pair())
+
+
+def test_it_is_the_figure_that_disentanglement_lib_gives(make_rows):
+    """Computed once by its `_compute_sap`; C = 1 would give 0.35, C = 0.001 0.04."""
+    assert sap_score(*make_rows(300, mix=np.eye(3) + 0.5, noise=0.1).split()).score == pytest.approx(0.233333, abs=1e-6)
