@@ -83,14 +83,17 @@ class Attempt:
         if not done:
             self.peak = max(self.peak, resident(self.pid))
             if seconds > self.limit + 1 or self.peak > BYTES:
-                self.stopped = True
-                os.killpg(self.pid, signal.SIGKILL)
+                self.stop()
             return None
         with self.place:
             text = self.errors.read_text(errors="replace") if self.errors.exists() else ""
         peak = max(self.peak, usage.ru_maxrss * 1024)
         exit_code = None if self.stopped else os.waitstatus_to_exitcode(status)
         return Outcome(self.case, exit_code, seconds, peak, text, self.limit)
+
+    def stop(self) -> None:
+        self.stopped = True
+        os.killpg(self.pid, signal.SIGKILL)
 
 
 def resident(pid: int) -> int:
@@ -107,17 +110,21 @@ def run_cases(
     alone and before other work of the machine.
     """
     waiting, working, slow = deque(cases), list[Attempt](), list[Case]()
-    while waiting or working:
-        while waiting and len(working) < jobs:
-            working.append(Attempt(waiting.popleft(), fixture, limit, new_interpreter))
-        for attempt in list(working):
-            if (outcome := attempt.look()) is not None:
-                working.remove(attempt)
-                if outcome.too_slow:
-                    slow.append(outcome.case)
-                else:
-                    yield outcome
-        time.sleep(PAUSE)
+    try:
+        while waiting or working:
+            while waiting and len(working) < jobs:
+                working.append(Attempt(waiting.popleft(), fixture, limit, new_interpreter))
+            for attempt in list(working):
+                if (outcome := attempt.look()) is not None:
+                    working.remove(attempt)
+                    if outcome.too_slow:
+                        slow.append(outcome.case)
+                    else:
+                        yield outcome
+            time.sleep(PAUSE)
+    finally:  # of an interrupted pass: cases are process groups of their own, which Ctrl-C does not reach
+        for attempt in working:
+            attempt.stop()
     for case in slow:
         yield run_alone(Attempt(case, fixture, limit, new_interpreter))
 
