@@ -188,6 +188,13 @@ def _device() -> torch.device:
     return distributed.start().device
 
 
+def _condition_facts(loaded: LoadedTokenizer) -> Facts:
+    if (condition := loaded.model.config.condition) is None:
+        return []
+    names = "" if loaded.classes is None else f": {', '.join(loaded.classes)}"
+    return [("condition", f"{condition.kind}, {condition.num_classes} labels{names}")]
+
+
 def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
     model, config = loaded.model, loaded.model.config
     height, width, num_quantizers = model.grid
@@ -197,6 +204,7 @@ def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
             f"{config.image_size} x {config.image_size} {loaded.preprocess.mode}, crop {loaded.preprocess.crop}",
         ),
         ("encoder", f"{config.backbone.kind}, {_count(model.encoder)} parameters; decoder {_count(model.decoder)}"),
+        *_condition_facts(loaded),
         ("likelihood", config.likelihood.kind),
         ("fingerprint", f"{loaded.fingerprint[:12]}…"),
     ]

@@ -25,7 +25,7 @@ from pipelines.evaluate.fidelity import WINDOW, ssim
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
-from pipelines.training.tokenizer_task import posterior_stream
+from pipelines.training.tokenizer_task import labels_for, posterior_stream
 from tokenizer import Autoencoder, ObjectiveConfig, evaluate, psnr
 
 COLUMNS = 8
@@ -90,6 +90,7 @@ def reconstruct(
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     with first_process(accelerator):  # downloads once
         images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), request.split)
+    _check_classes(tokenizer, images)
     identity = _identity(tokenizer, source_digest(data, images), request)
     written = read_json_if_valid(output / "reconstruction.json") or {"request": identity}
     same = written.get("request") == identity
@@ -123,7 +124,8 @@ def measure(
         for batch in ordered_batches(images, mine, request.batch_size):
             originals = batch.image
             with torch.no_grad():
-                rebuilt = tokenizer.model.reconstruct(originals.to(accelerator.device)).clamp(0, 1).cpu()
+                labels = labels_for(tokenizer.model, batch)
+                rebuilt = tokenizer.model.reconstruct(originals.to(accelerator.device), labels).clamp(0, 1).cpu()
             shown = slice(request.num_pairs - len(pairs))
             pairs += list(zip(originals[shown], to_uint8(rebuilt[shown]), strict=True))
             bound = _negative_elbo(tokenizer.model, batch, accelerator.device)
@@ -141,6 +143,16 @@ def draw_pairs(path: Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> Path:
     rows = [padded[start : start + columns] for start in range(0, len(padded), columns)]
     tiles = [image for row in rows for side in zip(*row, strict=True) for image in side]
     return save_grid(path, tiles, columns, row_labels=["image", "rebuilt"] * len(rows))
+
+
+def _check_classes(tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
+    """Labels mean what they meant in training. Data without labels is reconstructed without."""
+    found = images.classes and tuple(images.classes)
+    if tokenizer.classes is not None and found and found != tokenizer.classes:
+        raise UserError(
+            f"data: the classes are {', '.join(found[:5])}{', …' if len(found) > 5 else ''}; the tokenizer was trained "
+            f"with the labels {', '.join(tokenizer.classes[:5])}{', …' if len(tokenizer.classes) > 5 else ''}"
+        )
 
 
 def _finished(output: Path, written: Any) -> Fidelity | None:
@@ -175,7 +187,8 @@ def _negative_elbo(model: Autoencoder, batch: ImageBatch, device: torch.device) 
         return torch.full((len(batch),), math.nan)
     streams = [posterior_stream(0, row.key) for row in batch.metadata]
     bound = ObjectiveConfig.model_validate({"weights": {"nll": 1, "kl": 1}})
-    return evaluate(model, batch.image.to(device), bound, 0, streams).figures["negative_elbo"].float().cpu()
+    found = evaluate(model, batch.image.to(device), bound, 0, streams, labels_for(model, batch))
+    return found.figures["negative_elbo"].float().cpu()
 
 
 def _means(figures: list[list[float]], split: str) -> Fidelity:

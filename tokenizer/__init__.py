@@ -4,6 +4,7 @@ from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOut
 from tokenizer.backbones import BackboneConfig
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, BottleneckOutput, Quantizer
 from tokenizer.codebook_health import CodebookHealth, CodeUsage
+from tokenizer.conditions import ConditionConfig
 from tokenizer.evaluation import Evaluation, evaluate
 from tokenizer.fidelity import psnr
 from tokenizer.importance import LikelihoodBounds, likelihood_bounds
@@ -23,6 +24,7 @@ __all__ = [
     "BottleneckOutput",
     "CodeUsage",
     "CodebookHealth",
+    "ConditionConfig",
     "Evaluation",
     "LatentPriorConfig",
     "LikelihoodBounds",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
 from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck
+from tokenizer.conditions import ConditionConfig, LabelEmbedding
 from tokenizer.latent_priors import LatentPriorConfig, StandardNormalConfig, build_latent_prior
 from tokenizer.latents import LatentDistribution, Posterior
 from tokenizer.likelihoods import LikelihoodConfig, build_likelihood
@@ -31,6 +32,7 @@ class AutoencoderConfig(Options):
     image_size: int = Field(gt=0)
     channels: Literal[1, 3]
     backbone: BackboneConfig
+    condition: ConditionConfig | None = None
     bottleneck: BottleneckConfig
     latent_prior: LatentPriorConfig = StandardNormalConfig()
     likelihood: LikelihoodConfig
@@ -38,6 +40,15 @@ class AutoencoderConfig(Options):
     @model_validator(mode="after")
     def _grid_is_whole(self):
         self.backbone.grid_side(self.image_size)
+        return self
+
+    @model_validator(mode="after")
+    def _only_continuous_latents_take_labels(self):
+        if self.condition is not None and not self.bottleneck.continuous:
+            raise ValueError(
+                f"condition: found {self.condition.kind!r}, but the codes of a {self.bottleneck.kind} bottleneck take "
+                "no labels; expected no condition here, and `condition: label` in the recipe of the prior"
+            )
         return self
 
     @model_validator(mode="after")
@@ -77,7 +88,9 @@ class Autoencoder(nn.Module):
     moves; in evaluation mode no buffer changes. A second forward of the same batch while training, for a discriminator
     say, belongs under `evaluating(model)`, or its statistics would count twice.
 
-    `condition` reaches those layers of the backbone that take one; today none does.
+    `condition` is the labels (b,) of a model whose configuration has a condition: integers from 0 to num_classes - 1.
+    Without a label, -1 or None, it uses its embedding for "no label". Other models raise ValueError for labels, see
+    `takes_labels`.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -86,8 +99,12 @@ class Autoencoder(nn.Module):
         size = config.image_size
         self.likelihood = build_likelihood(config.likelihood, config.channels)
         self.bottleneck = build_bottleneck(config.bottleneck)
-        self.encoder = build_encoder(config.backbone, config.channels, self.bottleneck.in_channels, size)
-        self.decoder = build_decoder(config.backbone, self.bottleneck.dim, self.likelihood.out_channels, size)
+        maps = self.likelihood.out_channels
+        self.encoder = build_encoder(
+            config.backbone, config.channels, self.bottleneck.in_channels, size, config.condition
+        )
+        self.decoder = build_decoder(config.backbone, self.bottleneck.dim, maps, size, config.condition)
+        self.condition = LabelEmbedding(config.condition) if config.condition else None
         rows, columns, _ = self.grid
         continuous = self.bottleneck.num_codes is None
         shapes = (self.bottleneck.dim, rows, columns), (config.channels, size, size)
@@ -111,6 +128,11 @@ class Autoencoder(nn.Module):
         return cast(Quantizer, self.bottleneck)
 
     @property
+    def takes_labels(self) -> bool:
+        """Whether the model has a condition."""
+        return self.condition is not None
+
+    @property
     def dims(self) -> int:
         """Numbers in one image, c * H * W: what nats per image are divided by to give nats per dimension."""
         return self.config.channels * self.config.image_size**2
@@ -131,9 +153,9 @@ class Autoencoder(nn.Module):
 
         Raises:
             ValueError: images that do not have the configured size, channels and range type; several draws of a
-                latent that is not random.
+                latent that is not random; labels that the model does not take.
         """
-        x = self._unit_range(x)
+        x, condition = self._unit_range(x), self._embed(condition, len(x))
         bottleneck = self._bottleneck(x, step, condition)
         z, terms, kl_elements = bottleneck.z[:, None], dict(bottleneck.terms), None
         prior = self.latent_distribution()
@@ -152,7 +174,7 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: images as in `forward`; a latent that is not random.
         """
-        x = self._unit_range(x)
+        x, condition = self._unit_range(x), self._embed(condition, len(x))
         posterior, prior = self._posterior(x, condition), self.latent_distribution()
         assert prior is not None
 
@@ -164,11 +186,11 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: Images, step: int = 0, condition: Tensor | None = None) -> BottleneckOutput:
         """Raises ValueError when images do not have the configured size, channels and range type."""
-        return self._bottleneck(self._unit_range(x), step, condition)
+        return self._bottleneck(self._unit_range(x), step, self._embed(condition, len(x)))
 
     def decode(self, z: Float[Tensor, "b d h w"], condition: Tensor | None = None) -> Float[Tensor, "b c h2 w2"]:
         """The likelihood's mean, in [0, 1]."""
-        return self.likelihood.mean(self._decoder(z, condition))
+        return self.likelihood.mean(self._decoder(z, self._embed(condition, len(z))))
 
     def decode_codes(
         self, codes: Integer[Tensor, "b h w q"], condition: Tensor | None = None
@@ -186,7 +208,8 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, x: Images, condition: Tensor | None = None) -> Float[Tensor, "b c h w"]:
         """Images in [0, 1], from the codes or the posterior's mean."""
-        return self.decode(self.encode(x, condition=condition).z, condition)
+        embedded = self._embed(condition, len(x))
+        return self.likelihood.mean(self._decoder(self._bottleneck(self._unit_range(x), 0, embedded).z, embedded))
 
     def sample(
         self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
@@ -205,8 +228,10 @@ class Autoencoder(nn.Module):
         return self.decode(z.to(next(self.decoder.parameters()).device), condition)
 
     def latent_distribution(self) -> LatentDistribution | None:
-        """p(z) with the weights of this moment; None if the latent is discrete."""
-        return None if self.latent_prior is None else self.latent_prior.distribution(self._posterior)
+        """p(z) with the weights of this moment; None if the latent is discrete. It does not depend on labels."""
+        if self.latent_prior is None:
+            return None
+        return self.latent_prior.distribution(lambda x: self._posterior(x, self._embed(None, len(x))))
 
     def after_step(self, step: int) -> None:
         """Lets the bottleneck learn from what it collected. Call it once after each optimizer step, on every rank."""
@@ -222,7 +247,8 @@ class Autoencoder(nn.Module):
 
     def encode_config(self) -> dict[str, Any]:
         """The options that decide which codes an image gets; those at their defaults are left out."""
-        return {
+        condition = {"condition": self.config.condition.encode_config()} if self.config.condition else {}
+        return condition | {
             "image_size": self.config.image_size,
             "channels": self.config.channels,
             "backbone": self.config.backbone.encode_config(),
@@ -231,9 +257,18 @@ class Autoencoder(nn.Module):
         }
 
     def encode_state(self) -> dict[str, Tensor]:
-        """The tensors that decide which codes an image gets: the encoder's and the bottleneck's, by name."""
-        encoder = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        """The tensors that decide which codes an image gets: encoder's, bottleneck's and condition's, by name."""
+        parts = {"encoder": self.encoder} | ({"condition": self.condition} if self.condition is not None else {})
+        encoder = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].state_dict().items()}
         return encoder | {f"bottleneck.{name}": tensor for name, tensor in self.bottleneck.encode_state().items()}
+
+    def _embed(self, labels: Tensor | None, count: int) -> Float[Tensor, "b dim"] | None:
+        """The condition as layers take it: one embedding for each of `count` images."""
+        if self.condition is not None:
+            return self.condition(labels, count)
+        if labels is not None:
+            raise ValueError("labels: found some, but the model has no condition; expected None")
+        return None
 
     def _bottleneck(self, x: Float[Tensor, "b c h w"], step: int, condition: Tensor | None) -> BottleneckOutput:
         inputs = self.likelihood.inmap(x).to(next(self.encoder.parameters()).dtype)
@@ -252,7 +287,7 @@ class Autoencoder(nn.Module):
         params = self._decoder(z.flatten(0, 1), condition)
         return params, self.likelihood.nll(params.unflatten(0, (b, draws)), x[:, None])
 
-    def _posterior(self, x: Float[Tensor, "n c h w"], condition: Tensor | None = None) -> Posterior:
+    def _posterior(self, x: Float[Tensor, "n c h w"], condition: Tensor | None) -> Posterior:
         posterior = self._bottleneck(x.contiguous(memory_format=torch.channels_last), 0, condition).posterior
         if posterior is None:
             raise ValueError(f"the latent of a {self.config.bottleneck.kind} bottleneck is not random")

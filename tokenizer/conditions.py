@@ -6,7 +6,7 @@ A new kind is a member of the union and a `case` in the functions below, from wh
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -61,8 +61,8 @@ class LabelEmbedding(nn.Module):
         with torch.no_grad():
             self.embedding.weight[-1] = 0
 
-    def forward(self, labels: Integer[Tensor, " b"] | None, count: int) -> Float[Tensor, "b dim"]:
-        """`labels` of `count` images; -1 or None: no label.
+    def forward(self, labels: Tensor | None, count: int) -> Float[Tensor, "b dim"]:
+        """`labels` (b,) of b = `count` images; -1 or None: no label.
 
         Raises ValueError for another number of labels, for labels that are no integers, and for one outside
         [-1, num_classes). The last is checked on the CPU only: an accelerator would have to be waited for.

@@ -142,15 +142,15 @@ class AutoencoderPhase(nn.Module):
         self.objective = objective
 
     def forward(self, batch: Mapping[str, Any], step: int) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """batch["image"]: uint8 (b, c, H, W) or float in [0, 1]; batch.get("label") is the condition.
+        """batch["image"]: uint8 (b, c, H, W) or float in [0, 1]; batch["label"] is the condition, if the model has one.
 
         Metrics are detached scalars: the mean over the batch of each unweighted term, "loss" per dimension,
         "perplexity_batch" of a discrete model (this batch's codes only: a small batch bounds it), and the bottleneck's
         own. Figures of evaluation come from `evaluate`.
         """
         doubly = self.objective.gradient_estimator == "doubly_reparameterized"
-        condition = batch.get("label")
-        out = self.model(batch["image"], step, self.objective.draws, condition=condition, detached_density=doubly)
+        labels = batch.get("label") if self.model.takes_labels else None
+        out = self.model(batch["image"], step, self.objective.draws, condition=labels, detached_density=doubly)
         # Divided once: this sets the loss's scale, never the balance of its terms.
         loss = combine(out, self.objective, step) / self.model.dims
         metrics = {name: term.detach().mean() for name, term in (out.terms | out.batch_terms).items()}

@@ -27,14 +27,22 @@ MOST_POSITIONS = 2**20  # of a sequence: no network attends to more, and its tab
 
 
 class TokenizerFolder(BaseModel):
-    """`config.json` of a tokenizer."""
+    """`config.json` of a tokenizer. `classes`: the names of the labels that a model with a condition takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["smalti-tokenizer/1"] = "smalti-tokenizer/1"
     model: AutoencoderConfig
     preprocess: Preprocess
+    classes: tuple[str, ...] | None = None
     fingerprint: str
     weights_sha256: str
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        known = None if self.model.condition is None else self.model.condition.num_classes
+        if self.classes is not None and len(self.classes) != known:
+            raise ValueError(f"classes: found {len(self.classes)}, but the network knows {known or 'no'} labels")
+        return self
 
 
 class PriorFolder(BaseModel):
@@ -67,12 +75,15 @@ class PriorFolder(BaseModel):
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer in eval mode, how its images are prepared, and its identity."""
+    """A tokenizer in eval mode, how its images are prepared, its identity, and the names of the labels that it takes
+    (None: none, or unnamed).
+    """
 
     model: Autoencoder
     preprocess: Preprocess
     fingerprint: str
     folder: Path
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +112,19 @@ def fingerprint(model: Autoencoder, preprocess: Preprocess) -> str:
     return digest.hexdigest()
 
 
-def save_tokenizer(folder: str | Path, model: Autoencoder, preprocess: Preprocess, card: str = "") -> None:
-    """Write a tokenizer's folder."""
+def save_tokenizer(
+    folder: str | Path,
+    model: Autoencoder,
+    preprocess: Preprocess,
+    classes: tuple[str, ...] | None = None,
+    card: str = "",
+) -> None:
+    """Write a tokenizer's folder; `classes` names the labels of a model with a condition."""
     weights = write_weights(folder, model)
     config = TokenizerFolder(
         model=model.config,
         preprocess=preprocess,
+        classes=classes,
         fingerprint=fingerprint(model, preprocess),
         weights_sha256=weights,
     )
@@ -138,7 +156,7 @@ def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu") -> Lo
             f"{folder / 'config.json'}: fingerprint is {config.fingerprint[:12]}…, but encoder, codebook and "
             f"preprocessing give {found[:12]}…; the folder was edited after it was written"
         )
-    return LoadedTokenizer(model.to(device).eval(), config.preprocess, config.fingerprint, folder)
+    return LoadedTokenizer(model.to(device).eval(), config.preprocess, config.fingerprint, folder, config.classes)
 
 
 def tokenizer_config(folder: str | Path) -> TokenizerFolder:

@@ -1,6 +1,7 @@
 """Stage one as a task of the training loop."""
 
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from pipelines.base import random_streams
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
-from pipelines.data import DataConfig, open_images, ordered_batches, training_loader
+from pipelines.data import DataConfig, ImageDataset, open_images, ordered_batches, training_loader
+from pipelines.data.dataset import PixelBatch
 from pipelines.models.checkpoint import save_tokenizer
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
@@ -24,8 +26,8 @@ class TokenizerTask:
     """An autoencoder, trained on the images of `data`. `card` is published with the weights.
 
     Raises:
-        UserError: the data cannot be opened, no image that validation would read is readable, or the objective does not
-            fit the model.
+        UserError: the data cannot be opened, no image that validation would read is readable, its classes are not those
+            of the model's condition, or the objective does not fit the model.
     """
 
     monitor = "loss"
@@ -45,6 +47,7 @@ class TokenizerTask:
         # An image as bytes, and what is decoded from each draw as float32.
         check_sizes(training, lambda: Autoencoder(model), pixels * (1 + 4 * draws), examples)
         self.images, self.held_out = open_images(data, "train"), open_images(data, "validation")
+        self.classes = label_names(model, self.images, self.held_out)
         self.rows = min(len(self.held_out), training.validation_images)
         self.shown = readable_images(self.held_out, self.rows, 16)
         try:
@@ -68,7 +71,8 @@ class TokenizerTask:
             for batch in ordered_batches(self.held_out, own_rows(self.rows, size, collective), size):
                 images = batch.image.to(collective.device)
                 streams = [posterior_stream(self.seed, row.key) for row in batch.metadata]
-                found = evaluate(model, images, self.objective, self.training.steps, streams)
+                labels = labels_for(model, batch)
+                found = evaluate(model, images, self.objective, self.training.steps, streams, labels)
                 if usage and found.codes is not None:
                     usage.update(found.codes)
                 yield found.figures
@@ -81,21 +85,51 @@ class TokenizerTask:
         return figures
 
     def publish(self, models: Models, folder: Path) -> None:
-        save_tokenizer(folder, autoencoder(models), self.data.preprocess, card=self.card)
+        save_tokenizer(folder, autoencoder(models), self.data.preprocess, self.classes, card=self.card)
 
     def save_figures(self, models: Models, folder: Path, step: int) -> None:
-        """Held-out images above their reconstructions; of a continuous model also samples of its latent prior."""
+        """Held-out images above their reconstructions; of a continuous model also samples of its latent prior, with a
+        condition every class in turn.
+        """
         model = autoencoder(models)
         device = next(model.parameters()).device
-        columns = min(8, len(self.shown))
+        columns, labels = min(8, len(self.shown)), labels_for(model, self.shown)
         pairs = []
-        for originals in self.shown.split(columns):
-            if len(originals) == columns:  # an original stands above its reconstruction in full rows only
-                pairs += [*originals, *model.reconstruct(originals.to(device)).cpu()]
+        for start in range(
+            0, len(self.shown) - columns + 1, columns
+        ):  # full rows, an original above its reconstruction
+            row = slice(start, start + columns)
+            originals, rebuilt = self.shown.image[row], None if labels is None else labels[row]
+            pairs += [*originals, *model.reconstruct(originals.to(device), rebuilt).cpu()]
         save_grid(folder / f"reconstructions-{step:08d}.png", pairs, columns)
         if model.num_codes is None:
-            samples = model.sample(32, torch.Generator(device).manual_seed(self.seed)).cpu()
-            save_grid(folder / f"samples-{step:08d}.png", samples, columns=8)
+            wanted = torch.arange(32) % len(self.classes) if self.classes else None
+            captions = list(islice(cycle(self.classes), 32)) if self.classes else None
+            samples = model.sample(32, torch.Generator(device).manual_seed(self.seed), wanted).cpu()
+            save_grid(folder / f"samples-{step:08d}.png", samples, columns=8, captions=captions)
+
+
+def label_names(model: AutoencoderConfig, *splits: ImageDataset) -> tuple[str, ...] | None:
+    """The names of the labels that the model takes; None for a model without a condition.
+
+    Raises:
+        UserError: the data has no classes, or another number of them.
+    """
+    if model.condition is None:
+        return None
+    for split in splits:
+        found = None if split.classes is None else len(split.classes)
+        if found != model.condition.num_classes:
+            raise UserError(
+                f"model.condition.num_classes: found {model.condition.num_classes}, but the data has "
+                f"{'no' if found is None else found} classes; expected the same"
+            )
+    return tuple(splits[0].classes or ())
+
+
+def labels_for(model: Autoencoder, batch: PixelBatch) -> Tensor | None:
+    """The labels of a batch where the model takes them and the data has them."""
+    return batch.label if model.takes_labels else None
 
 
 def autoencoder(models: Models) -> Autoencoder:

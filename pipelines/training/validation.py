@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from pipelines.base.errors import UserError
-from pipelines.data.dataset import ImageDataset, Unreadable
+from pipelines.data.dataset import ImageDataset, PixelBatch, Unreadable
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
 
@@ -26,17 +25,19 @@ def own_rows(rows: int, block: int, collective: Collective) -> list[int]:
     return [row for row in range(rows) if row // block % collective.world == collective.rank]
 
 
-def readable_images(images: ImageDataset, rows: int, count: int) -> UInt8[Tensor, "n c h w"]:
+def readable_images(images: ImageDataset, rows: int, count: int) -> PixelBatch:
     """The first `count` images that can be read among the first `rows`; fewer where there are not so many.
 
     Raises:
         UserError: none can be read. Asked before training, this saves the hours up to the first validation.
     """
     found: list[Tensor] = []
+    labels: list[Tensor] = []
     bad: list[Unreadable] = []
     for start in range(0, rows, count):
         batch = images.read_pixels(range(start, min(start + count, rows)))
         found += batch.image
+        labels += [] if batch.label is None else batch.label
         bad += [unreadable for _, unreadable in batch.unreadable]
         if len(found) >= count:
             break
@@ -45,7 +46,7 @@ def readable_images(images: ImageDataset, rows: int, count: int) -> UInt8[Tensor
             f"data: none of the first {rows:,} validation images can be read, and training.validation_images asks for "
             f"no more; the first: {bad[0]}"
         )
-    return torch.stack(found[:count])
+    return PixelBatch(torch.stack(found[:count]), torch.stack(labels[:count]) if labels else None, [])
 
 
 def mean_figures(blocks: Iterable[Mapping[str, Tensor]], collective: Collective) -> dict[str, float]:

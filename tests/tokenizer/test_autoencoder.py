@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError, create_model
-from torch import nn
 
 from tests.tokenizer.members import examples, small
 from tokenizer import (
@@ -18,7 +17,6 @@ from tokenizer import (
     evaluate,
     evaluating,
 )
-from tokenizer.layers import Sequential
 
 MODELS = {name: {"bottleneck": config.model_dump()} for name, config in examples(BottleneckConfig).items()}
 LATENT_PRIORS = {small(config): name for name, config in examples(LatentPriorConfig).items()}
@@ -273,31 +271,6 @@ def test_the_step_reaches_the_bottleneck():
             getattr(model, look)(images(5), step)
             model.after_step(step)
             assert (model.bottleneck.codebooks[0].ema_count == 1e6).any() == restarts
-
-
-class _AddCondition(nn.Module):
-    takes_condition = True
-
-    def forward(self, x, condition):
-        return x if condition is None else x + condition[:, None, None, None]
-
-
-def test_a_condition_reaches_the_layers_that_take_it_and_no_others():
-    model, x = build("gaussian").eval(), images(3)
-    plain = model.encode(x).z
-    names = set(model.state_dict())
-    model.encoder = Sequential(*model.encoder, _AddCondition())
-    model.decoder = Sequential(Sequential(_AddCondition()), *model.decoder)
-    condition = torch.arange(3.0)
-    z = model.encode(x, condition=condition).z
-    torch.testing.assert_close(z, plain + condition[:, None, None, None])
-    torch.testing.assert_close(model.encode(x).z, plain)
-    torch.testing.assert_close(model.decode(z, condition), model.decode(z + condition[:, None, None, None]))
-    torch.testing.assert_close(model.reconstruct(x, condition), model.decode(z, condition))
-    assert {name.split(".")[0] for name in names} == {name.split(".")[0] for name in model.state_dict()}
-    out = model(x, draws=2, generator=generators(3), condition=condition)
-    draws = out.bottleneck.posterior.sample(2, generators(3)).flatten(0, 1)
-    torch.testing.assert_close(model.likelihood.mean(out.params), model.decode(draws, condition.repeat_interleave(2)))
 
 
 def fingerprint_of(model: Autoencoder) -> tuple:

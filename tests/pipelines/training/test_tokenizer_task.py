@@ -71,7 +71,7 @@ def test_each_original_stands_above_its_reconstruction(tmp_path, monkeypatch, co
     )
     task = task_of(tmp_path / "data", [png(100 + i) for i in range(count)])
     model = models_of(task)["tokenizer"]
-    monkeypatch.setattr(model, "reconstruct", lambda images: 255 - images)
+    monkeypatch.setattr(model, "reconstruct", lambda images, labels: 255 - images)
     task.save_figures({"tokenizer": model}, tmp_path, 1)
     ((images, found),) = grids
     assert (found, len(images) // found) == (columns, rows)
