@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import cast, get_args
 
-from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, validate
+from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import DataConfig, Split
 from pipelines.models.checkpoint import tokenizer_config
 from pipelines.models.image_pipeline_folder import find_tokenizer
@@ -44,7 +44,7 @@ def split_of(name: str) -> Split:
 
 
 def _data_block(path: Path) -> DataConfig:
-    content, key = read_yaml(path), "data"
+    content, key = read_recipe(path), "data"
     if content.get("kind") == "pipeline":
         content, key = read_part(path, content.get("tokenizer")), "tokenizer.data"
     if not isinstance(content, dict) or "data" not in content:

@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, validate
+from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import SPLITS, Split
 from pipelines.evaluate.classifier_recipe import TRAINING, Width
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
@@ -98,7 +98,7 @@ class PipelineRecipe(BaseModel):
 
 def read_part(recipe: Path, part: Any) -> Any:
     """`tokenizer` or `prior` of a pipeline recipe: the block itself, or the file that it names beside the recipe."""
-    return read_yaml(recipe.parent / part) if isinstance(part, str) else part
+    return read_recipe(recipe.parent / part) if isinstance(part, str) else part
 
 
 def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> PipelineRecipe:
@@ -109,7 +109,7 @@ def load_pipeline(path: str | Path, overrides: list[str] | None = None) -> Pipel
         UserError: as `load_recipe`.
     """
     path = find_recipe(path)
-    content = read_yaml(path)
+    content = read_recipe(path)
     if content.get("kind") != "pipeline":
         raise UserError(
             f"{path}: kind: found {content.get('kind')!r}, expected 'pipeline'; `smalti train` takes the others"

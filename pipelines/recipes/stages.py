@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.base.documents import read_yaml
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, validate
+from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import DataConfig
 from pipelines.training.config import TrainingConfig
 from prior import TransformerConfig
@@ -68,10 +68,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """A tokenizer or prior recipe from YAML with overrides.
 
     Raises:
-        UserError: as `read_yaml`, `override` and `validate`; or the kind is neither of the two.
+        UserError: as `read_recipe`, `override` and `validate`; or the kind is neither of the two.
     """
     path = find_recipe(path)
-    content = override(read_yaml(path), overrides or [])
+    content = override(read_recipe(path), overrides or [])
     match content.get("kind"):
         case "tokenizer":
             return validate(TokenizerRecipe, content, path)
