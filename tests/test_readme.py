@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from pipelines import cli
+from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
 
@@ -61,7 +61,10 @@ def test_links_and_pictures_exist_and_are_small():
 def test_a_recipe_is_valid_and_its_header_holds_its_command(path):
     name = str(path.relative_to(ROOT))
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    pipeline = yaml.safe_load(path.read_text())["kind"] == "pipeline"
+    pipeline = read_recipe(path)["kind"] == "pipeline"
     load_pipeline(path) if pipeline else load_recipe(path)
     assert f"smalti {'run' if pipeline else 'train'} {name}" in header
-    assert name in README
+    page = path.parent / "README.md"  # of a family of recipes
+    assert name in README or (
+        page.exists() and path.name in page.read_text() and f"{path.parent.name}/README" in README
+    )
