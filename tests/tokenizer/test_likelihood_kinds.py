@@ -119,7 +119,7 @@ def test_logit_laplace_is_a_transformed_laplace():
     torch.testing.assert_close(likelihood.nll(params, x), -oracle.log_prob(x).sum((1, 2, 3)))
 
 
-def test_the_median_of_logit_laplace_is_the_picture_of_the_paper():
+def test_the_mean_of_narrow_logit_laplace_noise_is_the_image_that_the_paper_shows():
     likelihood = build_likelihood(LogitLaplaceConfig(), 1)
     mu = torch.linspace(-2, 2, 5).view(-1, 1, 1, 1)
     narrow = likelihood.mean(torch.cat([mu, torch.full_like(mu, -20)], 1))

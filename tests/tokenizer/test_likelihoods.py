@@ -190,6 +190,16 @@ def test_the_memory_layout_of_maps_changes_nothing(config):
 
 
 @every_member
+def test_results_are_on_the_device_of_the_maps(config):
+    """Shown on the device without data, which takes no tensor from another one."""
+    likelihood: Any = build_likelihood(config, 3)
+    likelihood.to("meta")
+    params, x = draw_maps(likelihood, 2, 4, 5).to("meta"), eight_bit(2, 3, 4, 5).to("meta")
+    found = likelihood.nll(params, x), likelihood.mean(params), likelihood.sample(params)
+    assert {each.device.type for each in found} == {"meta"}
+
+
+@every_member
 def test_a_seed_fixes_a_sample(config):
     likelihood = build_likelihood(config, 1)
     params = draw_maps(likelihood, 2, 4, 4)

@@ -23,12 +23,14 @@ class LaplaceConfig(Options):
 class Laplace(LocationScale):
     """p(x) = exp(-|x - location| / scale) / (2 scale) in every channel of every pixel."""
 
+    LOG_CONSTANT = math.log(2)
+
     def __init__(self, config: LaplaceConfig, channels: int):
         super().__init__(config.scale, channels)
         self.config = config
 
-    def standard_nll(self, deviation: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return deviation.abs() + math.log(2)
+    def energy(self, deviation: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        return deviation.abs()
 
     def standard_noise(self, shape: torch.Size, generator: Generators, device: torch.device) -> Float[Tensor, "..."]:
         return laplace_quantile(uniform(shape, generator, device))

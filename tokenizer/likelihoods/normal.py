@@ -27,12 +27,14 @@ class Normal(LocationScale):
     error takes the place of a hand-tuned beta.
     """
 
+    LOG_CONSTANT = math.log(2 * math.pi) / 2
+
     def __init__(self, config: NormalConfig, channels: int):
         super().__init__(config.scale, channels)
         self.config = config
 
-    def standard_nll(self, deviation: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return deviation.square() / 2 + math.log(2 * math.pi) / 2
+    def energy(self, deviation: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        return deviation.square() / 2
 
     def standard_noise(self, shape: torch.Size, generator: Generators, device: torch.device) -> Float[Tensor, "..."]:
         return standard_normal(shape, generator, device)

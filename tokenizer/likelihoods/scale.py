@@ -33,6 +33,7 @@ class LocationScale(nn.Module, ABC):
     inmap = staticmethod(signed)
     is_mass, bins = False, None
     FLOOR = math.log(1 / 255)  # finer noise than one grey level would model the 8-bit rounding, not the image
+    LOG_CONSTANT: float
     START = math.log(0.25)  # pixels deviate by about so much
 
     def __init__(self, scale: Scale, channels: int):
@@ -45,10 +46,9 @@ class LocationScale(nn.Module, ABC):
         self.free_log_scale = nn.Parameter(torch.tensor(start)) if scale == "learned" else None
 
     def nll(self, params: Float[Tensor, "*n p h w"], x: Float[Tensor, "*#n c h w"]) -> Float[Tensor, "*n"]:
-        location = self._location(params)
-        log_scale = self.log_scale(params)
-        standard = self.standard_nll((x - location) * torch.exp(-log_scale))
-        return sum_per_image(standard + log_scale)
+        maps, log_scale = self._location_maps(params), self.log_scale(params)
+        deviation = (signed(x) - maps) * (torch.exp(-log_scale) / 2)  # the scale is one of [0, 1]
+        return sum_per_image(self.energy(deviation)) + sum_per_image((log_scale + self.LOG_CONSTANT).expand_as(maps))
 
     def mean(self, params: Float[Tensor, "*n p h w"]) -> Float[Tensor, "*n c h w"]:
         """The location, clipped to what can be shown."""
@@ -65,16 +65,18 @@ class LocationScale(nn.Module, ABC):
             return bounded_log_scale(self.START + params.float().chunk(2, dim=-3)[1], self.FLOOR)
         if self.free_log_scale is not None:
             return self.FLOOR + F.softplus(self.free_log_scale)
-        return torch.tensor(math.log(float(self.scale)))
+        return torch.full((), math.log(float(self.scale)), device=params.device)
 
     @abstractmethod
-    def standard_nll(self, deviation: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """-ln p of noise of scale 1."""
+    def energy(self, deviation: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """-ln p of noise of scale 1, less LOG_CONSTANT."""
 
     @abstractmethod
     def standard_noise(self, shape: torch.Size, generator: Generators, device: torch.device) -> Float[Tensor, "..."]:
         """Noise of scale 1."""
 
     def _location(self, params: Tensor) -> Tensor:
-        maps = params.float()
-        return ((maps.chunk(2, dim=-3)[0] if self.predicted else maps) + 1) / 2
+        return (self._location_maps(params) + 1) / 2
+
+    def _location_maps(self, params: Tensor) -> Tensor:
+        return params.float().chunk(2, dim=-3)[0] if self.predicted else params.float()
