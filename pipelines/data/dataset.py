@@ -26,7 +26,7 @@ from pipelines.data.decoding import Decoder
 from pipelines.data.image_files import DECODE_ERRORS, reason
 from pipelines.data.pixel_cache import PixelCache, pixel_cache
 from pipelines.data.preprocess import Preprocess, prepare_image
-from pipelines.data.source import ImageSource, RowMetadata, Split
+from pipelines.data.source import Factors, ImageSource, RowMetadata, Split
 from pipelines.data.splits import RowNumbers
 from pipelines.data.unreadable_rows import UnreadableRows
 
@@ -148,6 +148,10 @@ class ImageDataset:
 
     def key(self, index: int) -> str:
         return self._source.metadata(self._source_rows([index]).tolist())[0].key
+
+    def factors(self, indices: Indices) -> Factors | None:
+        """Ground truth of these rows as integers; None where the data has none. See `read_factors`."""
+        return self._source.factors(self._source_rows(indices).tolist())
 
     def content_digest(self) -> str:
         """sha256 over all rows as they are stored, wherever that is: see `ContentDigest`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from PIL import Image
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.data.image_files import open_image
-from pipelines.data.source import PixelArray, Reader, RowContent, RowMetadata, Split
+from pipelines.data.source import Factors, PixelArray, Reader, RowContent, RowMetadata, Split
 
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -34,7 +35,8 @@ class HuggingFaceConfig(BaseModel):
     `path`: a name on the hub, a local folder, or a builder such as "parquet" or "imagefolder". `label`: a column of
     ClassLabels, integers or strings (their sorted distinct values become the classes); null, and -1 among ClassLabels,
     is a row without a label. Where it is not given, the classes of an image folder are its subfolders. `key`: names
-    each image; without it the path of its file does, or the row number. `splits` says how the data spells a split
+    each image; without it the path of its file does, or the row number. `factor_columns`: ground-truth factors of
+    variation; their sorted distinct values are numbered. `splits` says how the data spells a split
     ({test: eval}).
     """
 
@@ -50,6 +52,7 @@ class HuggingFaceConfig(BaseModel):
     label: str | None = None
     text: str | None = None
     key: str | None = None
+    factor_columns: tuple[str, ...] = ()
     splits: dict[Split, str] = {}
 
 
@@ -67,8 +70,9 @@ class HuggingFaceSplits:
             if name not in self.splits:
                 raise UserError(f"source.splits: {config.path} has no split {name!r}; it has {', '.join(self.splits)}")
         for name, split in self.splits.items():
-            for field in ("image", "label", "text", "key"):
-                column = getattr(config, field)
+            named = [(field, getattr(config, field)) for field in ("image", "label", "text", "key")]
+            named += [("factor_columns", column) for column in config.factor_columns]
+            for field, column in named:
                 if column is not None and column not in split.column_names:
                     columns = ", ".join(split.column_names)
                     raise UserError(
@@ -118,6 +122,25 @@ class HuggingFaceSplits:
                 f"source.label: column {column!r} must hold class labels, integers or strings, found {kind}"
             )
         return {value: i for i, value in enumerate(sorted(values))}
+
+    @cached_property
+    def factors(self) -> dict[str, dict[Any, int]]:
+        """The number of every value of each factor column, over all splits."""
+        found: dict[str, dict[Any, int]] = {}
+        for column in self.config.factor_columns:
+            kinds = [split.features[column] for split in self.splits.values()]
+            values: set[Any] = {None}
+            if all(hasattr(kind, "dtype") for kind in kinds):  # the values of a list or a mapping cannot be compared
+                values = {value for split in self.splits.values() for value in split.unique(column)}
+            if len({type(value) for value in values}) > 1 or not all(
+                isinstance(value, (bool, int, float, str)) for value in values
+            ):
+                raise UserError(
+                    f"source.factor_columns: column {column!r} must hold a number or a string in every row, found "
+                    f"{kinds[0]}" + (", missing in some rows" if len(values) > 1 and None in values else "")
+                )
+            found[column] = {value: number for number, value in enumerate(sorted(values))}
+        return found
 
     @cached_property
     def classes(self) -> list[str] | None:
@@ -200,7 +223,7 @@ class HuggingFace:
         self.label_column, self.classes, self.numbers = splits.label_column, splits.classes, splits.labels
         if self.numbers is not None and not set(data.unique(self.label_column)) & self.numbers.keys():
             self.label_column = self.classes = self.numbers = None  # a test split whose labels are withheld
-        self.has_text = config.text is not None
+        self.has_text, self.factor_values = config.text is not None, splits.factors
         self.array: PixelArray | None = None
         meaning = [config.image, self.label_column, self.classes, self.max_pixels]
         self.fingerprint: str | None = f"{data._fingerprint} {json.dumps(meaning)}"
@@ -219,7 +242,7 @@ class HuggingFace:
 
     def metadata(self, rows: Sequence[int], labels: Int64[Tensor, " n"] | None = None) -> list[RowMetadata]:
         text, key = self.config.text, self.config.key
-        columns = [name for name in (key, text) if name is not None]
+        columns = [name for name in (key, text, *self.factor_values) if name is not None]
         found = self._columns(rows, columns)
         labels = self.labels(rows) if labels is None else labels
         numbers = [None] * len(rows) if labels is None else [n if n >= 0 else None for n in labels.tolist()]
@@ -228,13 +251,23 @@ class HuggingFace:
         if None in keys:
             files = self._paths(rows)
             keys = [k or self._key(row, file) for k, row, file in zip(keys, rows, files, strict=True)]
-        return [RowMetadata(str(k), n, t) for k, n, t in zip(keys, numbers, texts, strict=True)]
+        known = [{column: found[column][place] for column in self.factor_values} or None for place in range(len(rows))]
+        return [RowMetadata(str(k), n, t, f) for k, n, t, f in zip(keys, numbers, texts, known, strict=True)]
 
     def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
         if self.numbers is None or self.label_column is None:
             return None
         values = self._columns(rows, [self.label_column])[self.label_column]
         return torch.tensor([self.numbers.get(value, -1) for value in values], dtype=torch.int64)
+
+    def factors(self, rows: Sequence[int]) -> Factors | None:
+        numbers = self.factor_values
+        if not numbers:
+            return None
+        columns = self._columns(rows, list(numbers))
+        values = [[numbers[name][value] for value in columns[name]] for name in numbers]
+        sizes = tuple(len(found) for found in numbers.values())
+        return Factors(tuple(numbers), sizes, np.array(values, dtype=np.int64).T)
 
     def contents(self, rows: Sequence[int]) -> list[RowContent]:
         stored = self._columns(rows, [self.config.image])[self.config.image]

@@ -6,18 +6,18 @@ scene of two objects the first is large, the second small and of another colour;
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from pipelines.base.random_streams import uniforms
-from pipelines.data.source import PixelArray, Reader, RowMetadata, Split
+from pipelines.data.source import Factors, PixelArray, Reader, RowMetadata, Split
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -53,7 +53,10 @@ _GROUNDS = np.array(list(GROUNDS.values()), np.uint8)
 
 
 class ShapesConfig(BaseModel):
-    """`train`, `validation`, `test`: images in each split. `two_object_fraction`: share of scenes with two objects."""
+    """`train`, `validation`, `test`: images in each split. `two_object_fraction`: share of scenes with two objects.
+    `positions`: objects stand in so many columns and rows, the same for every shape and size, so that all factors of a
+    scene are independent (None: anywhere); it needs scenes of one object.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["shapes"] = "shapes"
@@ -62,6 +65,13 @@ class ShapesConfig(BaseModel):
     validation: int = Field(default=1_000, ge=1)
     test: int = Field(default=1_000, ge=1)
     two_object_fraction: float = Field(default=0.5, ge=0, le=1)
+    positions: int | None = Field(default=None, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _one_object_has_a_position(self) -> Self:
+        if self.positions is not None and self.two_object_fraction:
+            raise ValueError(f"positions: {self.positions} needs two_object_fraction: 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,8 @@ class Scene:
 @dataclass(frozen=True)
 class Scenes:
     """n scenes as arrays; the object axis is (primary, second), `count` says how many are there. Indices are into
-    SHAPES, COLOURS, GROUNDS; `radius` and `centre` (x, y of the centroid) are fractions of the image's side.
+    SHAPES, COLOURS, GROUNDS; `radius` and `centre` (x, y of the centroid) are fractions of the image's side. `position`
+    (column, row) is that of the primary object where positions are counted.
     """
 
     ground: NDArray[np.int64]
@@ -108,6 +119,7 @@ class Scenes:
     colour: NDArray[np.int64]
     radius: NDArray[np.float64]
     centre: NDArray[np.float64]
+    position: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ground)
@@ -137,8 +149,20 @@ def sample_scenes(config: ShapesConfig, split: Split, indices: NDArray[np.int64]
     colour = np.stack([first, (first + 1 + pick(4, len(COLOURS) - 1)) % len(COLOURS)], 1)
     large = np.stack([two | (u[:, 5] < 0.5), np.zeros_like(two)], 1)
     radius = np.where(large, RADII["large"], RADII["small"])
-    centre = _place(u[:, 7:].reshape(-1, TRIES, 2, 2), EXTENTS[shape] * radius[..., None], two)
-    return Scenes(pick(6, len(GROUNDS)), 1 + two, shape, colour, radius, centre)
+    places, position = u[:, 7:].reshape(-1, TRIES, 2, 2), None
+    if config.positions is None:
+        centre = _place(places, EXTENTS[shape] * radius[..., None], two)
+    else:
+        position = (places[:, 0, 0] * config.positions).astype(np.int64)
+        centre = np.stack([_centre_of(position, config.positions)] * 2, 1)
+    return Scenes(pick(6, len(GROUNDS)), 1 + two, shape, colour, radius, centre, position)
+
+
+def _centre_of(position: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Centres (n, 2) of columns and rows (n, 2) of the part of the image where every shape of every size has room."""
+    side, up, down = EXTENTS.max(0) * max(RADII.values())
+    low, high = MARGIN + np.array([side, up]), 1 - MARGIN - np.array([side, down])
+    return low + (position + 0.5) / count * (high - low)
 
 
 def _place(u: NDArray[np.float64], extents: NDArray[np.float64], two: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -223,7 +247,7 @@ class Shapes:
         self.split: Split = split
         self.classes: list[str] | None = list(CLASSES)
         self.provenance: dict[str, Any] = {"kind": "shapes", "split": split, "seed": config.seed}
-        self.fingerprint: str | None = f"{config.model_dump_json()} {split} {size}"
+        self.fingerprint: str | None = f"{config.model_dump_json(exclude_none=True)} {split} {size}"
         self.array: PixelArray | None = self
 
     def __len__(self) -> int:
@@ -243,6 +267,23 @@ class Shapes:
     def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"]:
         scenes = self.scenes(rows)
         return torch.from_numpy(scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0])
+
+    def factors(self, rows: Sequence[int]) -> Factors | None:
+        """Of scenes with one object; its column and row where positions are counted."""
+        if self.config.two_object_fraction:
+            return None
+        scenes, positions = self.scenes(rows), self.config.positions
+        large = (scenes.radius[:, 0] == RADII["large"]).astype(np.int64)
+        columns = [
+            ("shape", len(SHAPES), scenes.shape[:, 0]),
+            ("colour", len(COLOURS), scenes.colour[:, 0]),
+            ("size", len(RADII), large),
+            ("ground", len(GROUNDS), scenes.ground),
+        ]
+        if positions is not None and scenes.position is not None:
+            columns += [("x", positions, scenes.position[:, 0]), ("y", positions, scenes.position[:, 1])]
+        names, sizes, values = zip(*columns, strict=True)
+        return Factors(names, sizes, np.stack(values, 1))
 
     def contents(self, rows: Sequence[int]) -> None:
         return None

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +36,15 @@ class RowContent:
 
     columns: list[Any]
     picture: bytes | str | None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Ground truth of some rows: column j of `values` (n, f) numbers the `sizes[j]` values of the factor `names[j]`."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    values: NDArray[np.int64]
 
 
 class PixelArray(Protocol):
@@ -74,6 +85,10 @@ class ImageSource(Protocol):
 
     def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
         """The classes of these rows, -1 for a row without one; None where the source has no classes."""
+        ...
+
+    def factors(self, rows: Sequence[int]) -> Factors | None:
+        """The ground truth of these rows as integers; None where the source has none."""
         ...
 
     def contents(self, rows: Sequence[int]) -> list[RowContent] | None:

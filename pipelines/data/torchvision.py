@@ -202,6 +202,9 @@ class Torchvision:
         found = self.targets[torch.as_tensor(rows, dtype=torch.int64)]
         return torch.where((found >= 0) & (found < len(self.classes)), found, -1)
 
+    def factors(self, rows: Sequence[int]) -> None:
+        return None
+
     def contents(self, rows: Sequence[int]) -> list[RowContent]:
         targets = [None] * len(rows) if self.targets is None else self.targets[torch.as_tensor(rows)].tolist()
         if self.array is None:

@@ -31,6 +31,9 @@ class ManyRows:
     def labels(self, rows):
         return torch.tensor(rows) % 2
 
+    def factors(self, rows):
+        return None
+
     def readers(self, rows):
         return [lambda row=row: Image.new("L", (4, 4), row % 256) for row in rows]
 
