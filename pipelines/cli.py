@@ -1,7 +1,6 @@
 """`smalti …`: each command reads its arguments and hands them to the function of the same name."""
 
 import gc
-import math
 import os
 import sys
 from enum import StrEnum
@@ -14,6 +13,23 @@ from pipelines.base.errors import UserError
 from pipelines.base.machine_errors import machine_error
 from pipelines.base.quiet_libraries import silence_libraries
 from pipelines.base.signals import Interrupted, raise_on_signals
+from pipelines.recipes.command_options import (
+    LARGEST_SEED,
+    MOST_IMAGES,
+    BatchSize,
+    Data,
+    Draws,
+    Finite,
+    MaxImages,
+    Output,
+    Overrides,
+    Overwrite,
+    PrintConfig,
+    Recipe,
+    Split,
+    Tokenizer,
+    finite,
+)
 
 app = typer.Typer(
     name="smalti",
@@ -23,29 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-MOST_IMAGES = 10_000_000  # of one call: beyond it, lists of names and seeds no longer fit in memory
-LARGEST_SEED = 2**63 - 1
-
-
-def finite(value: float | None) -> float | None:
-    """Raises typer.BadParameter for a number that is none (nan) or beyond all bounds (inf)."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"found {value}, expected a finite number")
-    return value
-
-
-Finite = float | None
-Recipe = Annotated[str, typer.Argument(help="a YAML recipe: a file, or one that is shipped (configs/…)")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key.sub=value …, applied to the recipe", metavar="[KEY=VALUE]…")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="start over instead of continuing")]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved recipe and stop")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="folder to write")]
-BatchSize = Annotated[int, typer.Option(min=1, max=2**20, help="images at once; bounds memory, never changes results")]
-Split = Annotated[str, typer.Option(help="train, validation or test")]
-MaxImages = Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="the first so many images [all]")]
 
 
 class RecipeKind(StrEnum):
@@ -81,9 +74,7 @@ def train(
 def encode(
     tokenizer: Annotated[str, typer.Argument(help="a tokenizer's run or model folder")],
     output: Output,
-    data: Annotated[
-        str | None, typer.Option(help="a recipe with a data block, or a folder of images [the run's own]")
-    ] = None,
+    data: Data = None,
     split: Annotated[list[str] | None, typer.Option(help="may be repeated [train, validation and test]")] = None,
     shards: Annotated[int | None, typer.Option(min=1, max=100_000, help="files per split [one per 4,096 rows]")] = None,
     batch_size: BatchSize = 256,
@@ -164,11 +155,9 @@ def sample(
 
 @app.command()
 def reconstruct(
-    tokenizer: Annotated[str, typer.Argument(help="a tokenizer's run or model folder, or an image pipeline")],
+    tokenizer: Tokenizer,
     output: Output,
-    data: Annotated[
-        str | None, typer.Option(help="a recipe with a data block, or a folder of images [the run's own]")
-    ] = None,
+    data: Data = None,
     split: Split = "test",
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, max=1024, help="pairs on the figure")] = 16,
     max_images: MaxImages = None,
@@ -187,6 +176,28 @@ def reconstruct(
         split=split_of(split), max_images=max_images, num_pairs=num_images, batch_size=batch_size
     )
     command(tokenizer, data_of(data, tokenizer), output, request, overwrite)
+
+
+@app.command()
+def evaluate(
+    model: Tokenizer,
+    output: Output,
+    data: Data = None,
+    split: Split = "test",
+    draws: Draws = 5000,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 64,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure a stage-one model on held-out images: likelihood, PSNR, the health of its latent, disentanglement.
+
+    Example: smalti evaluate runs/vae_family/vae --output evaluated --draws 5000
+    """
+    from pipelines.evaluate_model import EvaluationRequest, evaluate_model
+    from pipelines.recipes.data_arguments import data_of, split_of
+
+    request = EvaluationRequest(split=split_of(split), max_images=max_images, draws=draws, batch_size=batch_size)
+    evaluate_model(model, data_of(data, model), output, request, overwrite)
 
 
 @app.command()

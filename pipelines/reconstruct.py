@@ -15,13 +15,13 @@ from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_json
 from pipelines.base.documents import read_json_if_valid
 from pipelines.base.errors import UserError
-from pipelines.base.first_process import first_process
 from pipelines.base.image_grids import save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
-from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, open_images, ordered_batches
+from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
+from pipelines.evaluate.held_out import open_held_out
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
@@ -88,9 +88,7 @@ def reconstruct(
     target = OutputFolder(output, RECONSTRUCTIONS)
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
-    with first_process(accelerator):  # downloads once
-        images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), request.split)
-    _check_classes(tokenizer, images)
+    images = open_held_out(tokenizer, data, request.split, accelerator)
     identity = _identity(tokenizer, source_digest(data, images), request)
     written = read_json_if_valid(output / "reconstruction.json") or {"request": identity}
     same = written.get("request") == identity
@@ -143,16 +141,6 @@ def draw_pairs(path: Path, pairs: Sequence[tuple[Tensor, Tensor]]) -> Path:
     rows = [padded[start : start + columns] for start in range(0, len(padded), columns)]
     tiles = [image for row in rows for side in zip(*row, strict=True) for image in side]
     return save_grid(path, tiles, columns, row_labels=["image", "rebuilt"] * len(rows))
-
-
-def _check_classes(tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
-    """Labels mean what they meant in training. Data without labels is reconstructed without."""
-    found = images.classes and tuple(images.classes)
-    if tokenizer.classes is not None and found and found != tokenizer.classes:
-        raise UserError(
-            f"data: the classes are {', '.join(found[:5])}{', …' if len(found) > 5 else ''}; the tokenizer was trained "
-            f"with the labels {', '.join(tokenizer.classes[:5])}{', …' if len(tokenizer.classes) > 5 else ''}"
-        )
 
 
 def _finished(output: Path, written: Any) -> Fidelity | None:

@@ -48,6 +48,36 @@ def write_tokenizer(folder: Path, bottleneck: dict, seed: int = 0) -> Path:
     return folder
 
 
+def write_vae(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None, **model) -> Path:
+    """An untrained VAE of five latent units for black and white shapes of 16 x 16 pixels (see `grey_data`). Its
+    posteriors differ between images, as if it had been trained.
+    """
+    torch.manual_seed(seed)
+    basis = {
+        "image_size": 16,
+        "channels": 1,
+        "backbone": {"kind": "mlp", "widths": [12]},
+        "bottleneck": {"kind": "gaussian", "dim": 5},
+        "likelihood": {"kind": "bernoulli"},
+    }
+    built = Autoencoder(AutoencoderConfig.model_validate(basis | model))
+    with torch.no_grad():
+        for parameter in built.encoder.parameters():
+            parameter.mul_(2)
+    save_tokenizer(folder, built, Preprocess(mode="L", size=16), classes)
+    return folder
+
+
+def grey_data(binarize: str | None = "threshold", **source) -> DataConfig:
+    content = {"source": {"kind": "shapes", **source}, "preprocess": {"mode": "L", "size": 16}}
+    return DataConfig.model_validate(content | ({"binarize": {"method": binarize}} if binarize else {}))
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory) -> Path:
+    return write_vae(tmp_path_factory.mktemp("vae"))
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     return write_tokenizer

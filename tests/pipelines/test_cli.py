@@ -15,7 +15,7 @@ from tests.tokenizer.members import members
 from tokenizer import BottleneckConfig
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "encode", "decode", "sample", "reconstruct", "run", "inspect", "schema")
+COMMANDS = ("train", "encode", "decode", "sample", "reconstruct", "evaluate", "run", "inspect", "schema")
 BOTTLENECKS = ", ".join(repr(member.model_fields["kind"].default) for member in members(BottleneckConfig))
 
 
@@ -148,6 +148,7 @@ def test_a_mistake_in_a_recipe_is_one_message(monkeypatch, capsys, tmp_path, ove
         ["decode", "nowhere", "--output", "out"],
         ["sample", "./no where", "--output", "out"],
         ["reconstruct", "nowhere", "--output", "out"],
+        ["evaluate", "nowhere", "--output", "out"],
         ["inspect", "nowhere"],
         ["train", "configs/shapes/prior.yaml", "tokens=nowhere"],
         ["train"],

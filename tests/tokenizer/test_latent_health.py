@@ -12,6 +12,8 @@ from torch.multiprocessing.spawn import spawn
 from tokenizer import latent_health
 from tokenizer.divergences import gaussian_kl
 from tokenizer.latent_health import LatentMoments, total_correlation
+from tokenizer.posteriors import DiagonalGaussian
+from tokenizer.standard_normal import StandardNormal
 
 IMAGES, UNITS = 400, 20
 
@@ -29,6 +31,20 @@ def health_of(mean, variance, kl=True, **options):
     moments = LatentMoments(mean.shape[1])
     moments.update(mean, variance, gaussian_kl(mean, variance.log()) if kl else None)
     return moments.report(**options)
+
+
+def test_posteriors_of_any_kind_are_observed_by_their_draws(uneven):
+    mean, variance = (values.repeat(40, 1) for values in uneven)
+    posterior = DiagonalGaussian(mean[..., None, None], variance.log()[..., None, None])
+    moments = LatentMoments(4)
+    streams = [torch.Generator().manual_seed(seed) for seed in range(len(mean))]
+    moments.observe(posterior, StandardNormal((4, 1, 1)), streams)
+    found, expected = moments.report(), health_of(mean, variance)
+    assert torch.allclose(found.aggregate_mean, expected.aggregate_mean)
+    assert torch.allclose(found.mean_variance, expected.mean_variance)
+    assert found.kl is not None and torch.allclose(found.kl, expected.kl)
+    within = (found.aggregate_variance - found.mean_variance, expected.aggregate_variance - expected.mean_variance)
+    assert torch.allclose(*within, rtol=0.05)
 
 
 @pytest.fixture

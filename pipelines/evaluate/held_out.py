@@ -1,0 +1,40 @@
+"""Held-out images, as a stage-one model wants them."""
+
+from accelerate import Accelerator
+
+from pipelines.base.errors import UserError
+from pipelines.base.first_process import first_process
+from pipelines.data import DataConfig, ImageDataset, Split, open_images
+from pipelines.models.checkpoint import LoadedTokenizer
+
+
+def open_held_out(
+    tokenizer: LoadedTokenizer, data: DataConfig, split: Split, accelerator: Accelerator | None = None
+) -> ImageDataset:
+    """A split, prepared as the tokenizer was trained; downloaded once.
+
+    Raises:
+        UserError: as `open_images`; or the labels mean something else than they did in training.
+    """
+    with first_process(accelerator):
+        images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), split)
+    check_classes(tokenizer, images)
+    return images
+
+
+def check_classes(tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
+    """Labels mean what they meant in training. Data without labels is used without.
+
+    Raises:
+        UserError: the data has other classes than the model's condition.
+    """
+    found = tuple(images.classes or ())
+    if tokenizer.classes is not None and found and found != tokenizer.classes:
+        raise UserError(
+            f"data: the classes are {_shown(found)}; the tokenizer was trained with the labels "
+            f"{_shown(tokenizer.classes)}"
+        )
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,81 @@
+"""What a stage-one model says of single held-out images: bounds of -ln p(x), and the reconstruction."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.data import ImageBatch, ImageDataset
+from pipelines.training.tokenizer_task import labels_for, posterior_stream
+from tokenizer import Autoencoder, likelihood_bounds, psnr
+from tokenizer.importance import DRAWS_PER_BLOCK
+
+SEED = 0  # of the latents that are drawn
+LOOKED_AT = 64  # images
+CPU_BYTES, GPU_BYTES = 2**23, 2**29  # of the maps that the likelihood gets in one pass
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Of figures of single images; `standard_error` of the mean is None for a single one."""
+
+    mean: float
+    standard_error: float | None
+
+
+def images_per_pass(model: Autoencoder, draws: int, most: int) -> int:
+    """How many images are decoded at once, at most `most`. On a CPU the maps of a pass fit its caches: larger ones
+    were no faster, Fashion-MNIST with 1 to 64 images.
+    """
+    device = next(model.parameters()).device
+    maps = model.likelihood.out_channels * model.config.image_size**2 * 4
+    budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
+    return max(1, min(most, budget // (maps * min(draws, DRAWS_PER_BLOCK))))
+
+
+def has_bounds(model: Autoencoder) -> bool:
+    """Whether -ln p(x) can be bounded: the latent is random."""
+    return "kl" in model.term_names()
+
+
+@torch.no_grad()
+def bounds_of(model: Autoencoder, batch: ImageBatch, draws: int) -> dict[str, Tensor]:
+    """Of each image: both bounds of -ln p(x) in nats from `draws` latents, how many of these count, and PSNR of the
+    reconstruction from the posterior's mean. The draws of an image follow from its key alone.
+    """
+    images, labels = batch.image.to(next(model.parameters()).device), labels_for(model, batch)
+    streams = [posterior_stream(SEED, row.key) for row in batch.metadata]
+    found = likelihood_bounds(model, images, draws, streams, labels)
+    return {
+        "negative_elbo": found.negative_elbo,
+        "nll": found.nll,
+        "effective_draws": found.effective_draws,
+        "psnr": psnr(model.reconstruct(images, labels), images),
+    }
+
+
+@torch.no_grad()
+def reconstruction_of(model: Autoencoder, batch: ImageBatch) -> dict[str, Tensor]:
+    """Of each image, by a model whose latent is not random: -ln p(x | z) in nats, and PSNR."""
+    images = batch.image.to(next(model.parameters()).device)
+    out = model(images, condition=labels_for(model, batch))
+    return {"reconstruction_nll": out.terms["nll"][:, 0], "psnr": psnr(model.likelihood.mean(out.params), images)}
+
+
+def pixels_are_known(model: Autoencoder, images: ImageDataset) -> bool:
+    """Whether the first images have only pixels of the values that the likelihood gives a probability."""
+    batch = images.read_pixels(range(min(len(images), LOOKED_AT)))
+    bins = model.likelihood.bins
+    return bins is None or not (batch.image.int() * (bins - 1) % 255).any()
+
+
+def mean_of(values: Iterable[float]) -> Mean:
+    """The mean over images and its standard error."""
+    found = list(values)
+    mean = math.fsum(found) / len(found)
+    if len(found) == 1:
+        return Mean(mean, None)
+    variance = math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1)
+    return Mean(mean, math.sqrt(variance / len(found)))

@@ -1,0 +1,134 @@
+"""What `smalti evaluate` has found, as rows for people: the figure, its error, and what it compares with."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.base.atomic_files import write_json, write_text
+from pipelines.base.errors import UserError
+from pipelines.base.progress import console
+from pipelines.evaluate.image_likelihood import mean_of
+from pipelines.evaluate.row_figures import RowFigures
+from pipelines.training.metrics_log import finite_or_none
+from tokenizer import Autoencoder
+
+Report = Mapping[str, Any]
+FIGURES = {
+    "likelihood.png": "Bounds of -ln p(x) of single images",
+    "latents.png": "KL of every latent unit, and the aggregate posterior beside the prior",
+    "mutual_information.png": "Which latent unit tells about which factor",
+}
+NAMES = {
+    "negative_elbo": "negative ELBO",
+    "nll": "importance-weighted NLL",
+    "reconstruction_nll": "-ln p(x | z)",
+    "psnr": "PSNR of reconstructions",
+    "effective_draws": "effective draws",
+}
+NATS = ("negative_elbo", "nll", "reconstruction_nll")
+
+
+def meaning_of(model: Autoencoder, exact: bool) -> str:
+    """What kind of number the likelihood is, and which other figures it compares with. `exact`: every pixel of the
+    images is one of the values that the likelihood knows.
+    """
+    bins, kind = model.likelihood.bins, model.config.likelihood.kind
+    if bins is None:
+        return (
+            f"{kind}: a density over continuous pixels in [0, 1], which may be negative. It compares with other "
+            "densities on the same range, never with a probability of discrete pixels"
+        )
+    values = "black or white pixels" if bins == 2 else f"pixels of {bins} values"
+    if not exact:
+        return (
+            f"{kind}: a probability of {values}, but the images have others: this is the mean over random roundings, "
+            "no likelihood of these images (see data.binarize)"
+        )
+    return f"{kind}: a probability of {values}. It compares with other probabilities of {values}, never with a density"
+
+
+def figures_of(found: Sequence[RowFigures]) -> dict[str, Any]:
+    """The mean of each figure over the images that could be read, and its standard error.
+
+    Raises:
+        UserError: none could be read.
+    """
+    readable = [row.figures for row in found if row.figures]
+    if not readable:
+        raise UserError(f"data: none of {len(found):,} images can be read")
+    means = {name: mean_of(figures[name] for figures in readable) for name in readable[0]}
+    return {name: finite_or_none(asdict(mean)) for name, mean in means.items()}
+
+
+def bits_per_dim(nats: float, dims: int) -> float:
+    return nats / dims / math.log(2)
+
+
+def rows(report: Report) -> list[tuple[str, str]]:
+    """The report as lines."""
+    lines = [("images", f"{report['images']:,} of {report['split']}")]
+    for name, found in report["figures"].items():
+        lines.append((NAMES[name], _with_error(name, found, report)))
+    lines.append(("likelihood", report["likelihood"]["meaning"]))
+    if health := report["latent_health"]:
+        lines.append(("latent", f"{health['verdict']}: {health['reason']}"))
+    if codebook := report["codebook"]:
+        lines.append(("codebook", f"{codebook['verdict']}: {codebook['reason']}"))
+    if scores := report["disentanglement"]:
+        lines += [(name, f"{value:.4f}") for name, value in _scores(scores).items()]
+    return lines + [("note", note) for note in report["notes"]]
+
+
+def write_report(folder: Path, report: Report, title: str) -> None:
+    """Write `report.md`, then `report.json`, whose presence means that the evaluation is complete."""
+    table = "\n".join(f"| {what} | {figure} |" for what, figure in rows(report))
+    shown = "\n\n".join(f"![{text}]({name})" for name, text in FIGURES.items() if (folder / name).is_file())
+    write_text(folder / "report.md", f"# {title}\n\n| what | figure |\n|---|---|\n{table}\n\n{shown}\n")
+    write_json(folder / "report.json", report)
+
+
+def print_report(report: Report, title: str) -> None:
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    for row in rows(report):
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def is_complete(report: Report) -> bool:
+    """Whether every figure is there, as a number where a number belongs."""
+    try:
+        return bool(rows(report))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _with_error(name: str, found: Mapping[str, Any], report: Report) -> str:
+    mean, error = found["mean"], found["standard_error"]
+    if mean is None:
+        return "not a finite number"
+    spread = "" if error is None else f" ± {error:.2f}"
+    if name == "psnr":
+        return f"{mean:.2f}{spread} dB"
+    if name not in NATS:
+        return f"{mean:,.1f}{spread} of {report['draws']:,}"
+    bits, dims = bits_per_dim(mean, report["dims"]), report["dims"]
+    bits_error = "" if error is None else f" ± {bits_per_dim(error, dims):.4f}"
+    draws = f", {report['draws']:,} draws an image" if name == "nll" else ""
+    return f"{mean:.2f}{spread} nats an image, {bits:.4f}{bits_error} bits per dim{draws}"
+
+
+def _scores(found: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a disentanglement report that were computed."""
+    scores: dict[str, float] = {"MIG": found["mig"]}
+    if found["factor_vae"] is not None:
+        scores["FactorVAE score"] = found["factor_vae"]["score"]
+    if found["sap"] is not None:
+        scores["SAP"] = found["sap"]["score"]
+    if found["dci"] is not None:
+        scores |= {f"DCI {name}": found["dci"][name] for name in ("disentanglement", "completeness", "informativeness")}
+    return scores

@@ -1,0 +1,187 @@
+"""How good is a stage-one model? `smalti evaluate`: the likelihood of held-out images, its latent, and its factors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.base import distributed
+from pipelines.base.atomic_files import sha256_of, write_json, write_text
+from pipelines.base.documents import read_json_if_valid
+from pipelines.base.errors import UserError
+from pipelines.base.output_folder import OutputFolder, OutputKind
+from pipelines.base.process_store import wait_for_all
+from pipelines.base.progress import say
+from pipelines.data import DataConfig, ImageDataset, Split
+from pipelines.evaluate.held_out import open_held_out
+from pipelines.evaluate.image_likelihood import (
+    bounds_of,
+    has_bounds,
+    images_per_pass,
+    pixels_are_known,
+    reconstruction_of,
+)
+from pipelines.evaluate.latent_health_figure import draw_latent_health
+from pipelines.evaluate.latent_window import LatentWindow, latent_window
+from pipelines.evaluate.model_report import NAMES, figures_of, is_complete, meaning_of, print_report, write_report
+from pipelines.evaluate.row_figures import OWNED, RowFigures, as_csv, measure_rows, remove_unfinished
+from pipelines.evaluate.value_figure import draw_histograms
+from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
+from pipelines.models.image_pipeline_folder import find_tokenizer
+from pipelines.tokens.encoding_spec import source_digest
+from tokenizer import Autoencoder
+
+EVALUATION = OutputKind(
+    "an evaluation",
+    "smalti evaluate",
+    owned=("report.json", "report.md", "images.csv", "*.png", "request.json", OWNED),
+)
+
+
+class EvaluationRequest(BaseModel):
+    """The first `max_images` images of a split (None: all). `draws` latents of each bound its likelihood."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    split: Split = "test"
+    max_images: int | None = Field(default=None, ge=1)
+    draws: int = Field(default=5000, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+
+
+def evaluate_model(
+    folder: str | Path,
+    data: DataConfig,
+    output: str | Path,
+    request: EvaluationRequest | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write `images.csv`, a line an image, figures, `report.md`, and last `report.json`, which is returned.
+
+    `folder` is a tokenizer's run or model folder, or an image pipeline. Images are prepared as the model was trained.
+    The figures of an image depend on its key and the model alone. A killed evaluation continues where it was.
+
+    Raises:
+        UserError: no tokenizer there, no image that can be read, or an `output` that holds something else.
+    """
+    request, output, accelerator = request or EvaluationRequest(), Path(output), distributed.start()
+    target = OutputFolder(output, EVALUATION)
+    target.check(overwrite)
+    tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
+    images = open_held_out(tokenizer, data, request.split, accelerator)
+    identity = _identity(tokenizer, source_digest(data, images), request)
+    if not overwrite and read_json_if_valid(output / "request.json") not in (None, identity):
+        raise UserError(
+            f"{output}: holds an evaluation of another model, other images or other options; choose another --output, "
+            "or --overwrite"
+        )
+    report = read_json_if_valid(output / "report.json") if not overwrite else None
+    if report is None or report.get("request") != identity or not is_complete(report):
+        wait_for_all(accelerator)  # nobody looks at the folder any more
+        with target.begin(overwrite, accelerator):
+            if accelerator.is_main_process:
+                write_json(output / "request.json", identity)
+            report = _evaluate(tokenizer, images, request, identity, output, accelerator)
+            wait_for_all(accelerator)
+    elif accelerator.is_main_process:
+        say(f"{output}: already evaluated; nothing to do")
+    if accelerator.is_main_process:
+        print_report(report, str(folder))
+    return report
+
+
+def _evaluate(
+    tokenizer: LoadedTokenizer,
+    images: ImageDataset,
+    request: EvaluationRequest,
+    identity: dict[str, Any],
+    output: Path,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Everything is measured by all processes, and written by the first."""
+    model, rows = tokenizer.model, min(len(images), request.max_images or len(images))
+    exact = pixels_are_known(model, images)
+    window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=False)
+    found = measure_images(model, images, rows, request.draws, request.batch_size, output, accelerator)
+    report = {
+        "request": identity,
+        "split": request.split,
+        "images": sum(bool(row.figures) for row in found),
+        "dims": model.dims,
+        "draws": request.draws if has_bounds(model) else None,
+        "likelihood": {
+            "kind": model.config.likelihood.kind,
+            "is_mass": model.likelihood.is_mass,
+            "bins": model.likelihood.bins,
+            "exact": exact,
+            "meaning": meaning_of(model, exact),
+        },
+        "figures": figures_of(found),
+        "latent_health": None if window.health is None else window.health.as_dict(),
+        "codebook": _codebook(window),
+        "disentanglement": None,
+        "notes": _notes(model, found),
+    }
+    if accelerator.is_main_process:
+        _draw(output, found, window)
+        write_text(output / "images.csv", as_csv(found, images.classes))
+        write_report(output, report, f"Evaluation of {tokenizer.folder.name}")
+        remove_unfinished(output)
+    return report
+
+
+def measure_images(
+    model: Autoencoder,
+    images: ImageDataset,
+    rows: int,
+    draws: int,
+    batch_size: int,
+    output: Path,
+    accelerator: Accelerator,
+) -> list[RowFigures]:
+    """Bounds of the likelihood where the latent is random, else the error of the reconstruction."""
+    if not has_bounds(model):
+        return measure_rows(
+            images, rows, batch_size, lambda batch: reconstruction_of(model, batch), output, accelerator, "reconstruct"
+        )
+    size = images_per_pass(model, draws, batch_size)
+    return measure_rows(
+        images, rows, size, lambda batch: bounds_of(model, batch, draws), output, accelerator, "likelihood"
+    )
+
+
+def _notes(model: Autoencoder, found: Sequence[RowFigures]) -> list[str]:
+    notes = []
+    if unreadable := [row.key for row in found if not row.figures]:
+        notes.append(f"{len(unreadable):,} images cannot be read and are left out, the first: {unreadable[0]}")
+    if model.num_codes is not None:
+        notes.append("a discrete model has no likelihood of its own: its prior is a second model, see `smalti run`")
+    elif not has_bounds(model):
+        notes.append(f"the latent of a {model.config.bottleneck.kind} bottleneck is not random: -ln p(x) has no bound")
+    return notes
+
+
+def _codebook(window: LatentWindow) -> dict[str, Any] | None:
+    if window.codebook is None:
+        return None
+    return {name: value for name, value in window.codebook.as_dict().items() if name != "counts"}
+
+
+def _draw(output: Path, found: Sequence[RowFigures], window: LatentWindow) -> None:
+    readable = [row.figures for row in found if row.figures]
+    shown = [name for name in ("negative_elbo", "nll", "reconstruction_nll") if name in readable[0]]
+    values = {NAMES[name]: [figures[name] for figures in readable] for name in shown}
+    draw_histograms(output / "likelihood.png", values, "nats an image", f"{len(readable):,} images")
+    if window.health is not None:
+        draw_latent_health(output / "latents.png", window.health)
+
+
+def _identity(tokenizer: LoadedTokenizer, images: str, request: EvaluationRequest) -> dict[str, Any]:
+    """What the figures depend on, by digest."""
+    return {
+        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
+        "fingerprint": tokenizer.fingerprint,
+        "images": images,
+        **request.model_dump(mode="json", exclude={"batch_size"}),
+    }

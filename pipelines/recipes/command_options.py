@@ -1,0 +1,33 @@
+"""Arguments and options that several commands share, as typer reads them. Nothing heavy is imported."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MOST_IMAGES = 10_000_000  # of one call: beyond it, lists of names and seeds no longer fit in memory
+LARGEST_SEED = 2**63 - 1
+
+
+def finite(value: float | None) -> float | None:
+    """Raises typer.BadParameter for a number that is none (nan) or beyond all bounds (inf)."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"found {value}, expected a finite number")
+    return value
+
+
+Finite = float | None
+Recipe = Annotated[str, typer.Argument(help="a YAML recipe: a file, or one that is shipped (configs/…)")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.sub=value …, applied to the recipe", metavar="[KEY=VALUE]…")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="start over instead of continuing")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved recipe and stop")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="folder to write")]
+BatchSize = Annotated[int, typer.Option(min=1, max=2**20, help="images at once; bounds memory, never changes results")]
+Split = Annotated[str, typer.Option(help="train, validation or test")]
+MaxImages = Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="the first so many images [all]")]
+Data = Annotated[str | None, typer.Option(help="a recipe with a data block, or a folder of images [the run's own]")]
+Tokenizer = Annotated[str, typer.Argument(help="a tokenizer's run or model folder, or an image pipeline")]
+Draws = Annotated[int, typer.Option(min=1, max=10**7, help="latents that bound the likelihood of each image")]
