@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
-from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck
+from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck, check_grid
 from tokenizer.conditions import ConditionConfig, LabelEmbedding
 from tokenizer.latent_priors import LatentPriorConfig, StandardNormalConfig, build_latent_prior
 from tokenizer.latents import LatentDistribution, Posterior
@@ -39,7 +39,8 @@ class AutoencoderConfig(Options):
 
     @model_validator(mode="after")
     def _grid_is_whole(self):
-        self.backbone.grid_side(self.image_size)
+        side = self.backbone.grid_side(self.image_size)
+        check_grid(self.bottleneck, (side, side))
         return self
 
     @model_validator(mode="after")
@@ -98,16 +99,16 @@ class Autoencoder(nn.Module):
         self.config = config
         size = config.image_size
         self.likelihood = build_likelihood(config.likelihood, config.channels)
-        self.bottleneck = build_bottleneck(config.bottleneck)
+        side = config.backbone.grid_side(size)
+        self.bottleneck = build_bottleneck(config.bottleneck, (side, side))
         maps = self.likelihood.out_channels
         self.encoder = build_encoder(
             config.backbone, config.channels, self.bottleneck.in_channels, size, config.condition
         )
         self.decoder = build_decoder(config.backbone, self.bottleneck.dim, maps, size, config.condition)
         self.condition = LabelEmbedding(config.condition) if config.condition else None
-        rows, columns, _ = self.grid
         continuous = self.bottleneck.num_codes is None
-        shapes = (self.bottleneck.dim, rows, columns), (config.channels, size, size)
+        shapes = (self.bottleneck.dim, side, side), (config.channels, size, size)
         self.latent_prior = build_latent_prior(config.latent_prior, *shapes) if continuous else None
 
     @property
@@ -238,12 +239,16 @@ class Autoencoder(nn.Module):
         self.bottleneck.after_step(step)
 
     def term_names(self) -> set[str]:
-        """The losses that `forward` names, seen by evaluating one black image."""
+        """The losses that `forward` names."""
+        out = self.probe()
+        return {*out.terms, *out.batch_terms}
+
+    def probe(self, detached_density: bool = False) -> AutoencoderOutput:
+        """What `forward` gives for one black image in evaluation mode."""
         size = self.config.image_size
         black = torch.zeros(1, self.config.channels, size, size, device=next(self.parameters()).device)
         with torch.no_grad(), evaluating(self):
-            out = self(black, generator=torch.Generator())
-        return {*out.terms, *out.batch_terms}
+            return self(black, generator=torch.Generator(), detached_density=detached_density)
 
     def encode_config(self) -> dict[str, Any]:
         """The options that decide which codes an image gets; those at their defaults are left out."""

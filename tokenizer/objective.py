@@ -128,8 +128,8 @@ class AutoencoderPhase(nn.Module):
     """One step of training an autoencoder, as the training loop sees it.
 
     The model belongs to the caller and stays reachable as `.model`: another phase may hold it too and see the same
-    batch. Raises ValueError at construction when weights and terms do not match, or when several draws or a guard of
-    the KL are asked of a latent that is not random.
+    batch. Raises ValueError at construction when weights and terms do not match, when several draws or a guard of the
+    KL are asked of a latent that is not random, or when the posterior does not offer what the objective needs.
     """
 
     def __init__(self, model: Autoencoder, objective: ObjectiveConfig):
@@ -138,6 +138,9 @@ class AutoencoderPhase(nn.Module):
         check_weights(objective.weights, names)
         if "kl" not in names:
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
+        out = model.probe(detached_density=objective.gradient_estimator == "doubly_reparameterized")
+        if objective.kl_guard and out.kl_elements is None:
+            raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
         self.model = model
         self.objective = objective
 

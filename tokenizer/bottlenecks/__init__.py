@@ -9,7 +9,9 @@ from pydantic import Field
 
 from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, Quantizer
 from tokenizer.bottlenecks.deterministic import Deterministic, DeterministicConfig
+from tokenizer.bottlenecks.flow_gaussian import FlowGaussianBottleneck, FlowGaussianConfig
 from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
+from tokenizer.bottlenecks.full_gaussian import FullGaussianBottleneck, FullGaussianConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig
 from tokenizer.bottlenecks.lfq import LFQ, LFQConfig
 from tokenizer.bottlenecks.vq import VQ, VQConfig
@@ -19,15 +21,23 @@ BottleneckConfig = Annotated[
     | FSQConfig
     | LFQConfig
     | GaussianConfig
+    | FullGaussianConfig
+    | FlowGaussianConfig
     | DeterministicConfig,
     Field(discriminator="kind"),
 ]  # fmt: skip
 
-__all__ = ["Bottleneck", "BottleneckConfig", "BottleneckOutput", "Quantizer", "build_bottleneck"]
+__all__ = ["Bottleneck", "BottleneckConfig", "BottleneckOutput", "Quantizer", "build_bottleneck", "check_grid"]
 
 
-def build_bottleneck(config: BottleneckConfig) -> Bottleneck:
-    """The module that `config` describes."""
+def check_grid(config: BottleneckConfig, grid: tuple[int, int]) -> None:
+    """Raises ValueError when a latent grid of this many rows and columns is too large for the bottleneck."""
+    if isinstance(config, FullGaussianConfig):
+        config.check_grid(grid)
+
+
+def build_bottleneck(config: BottleneckConfig, grid: tuple[int, int]) -> Bottleneck:
+    """The module that `config` describes, for a latent grid of this many rows and columns."""
     match config:
         case VQConfig():
             return VQ(config)
@@ -37,5 +47,9 @@ def build_bottleneck(config: BottleneckConfig) -> Bottleneck:
             return LFQ(config)
         case GaussianConfig():
             return Gaussian(config)
+        case FullGaussianConfig():
+            return FullGaussianBottleneck(config, grid)
+        case FlowGaussianConfig():
+            return FlowGaussianBottleneck(config, grid)
         case DeterministicConfig():
             return Deterministic(config)

@@ -11,7 +11,7 @@ from tokenizer.options import Options
 from tokenizer.posteriors import DiagonalGaussian
 
 
-class GaussianConfig(Options):
+class GaussianOptions(Options):
     """`dim` latent channels, each with a mean and a log-variance.
 
     `log_variance_range`: where log-variances are kept. The default is that of the latent diffusion autoencoder, far
@@ -19,7 +19,6 @@ class GaussianConfig(Options):
     """
 
     continuous: ClassVar[bool] = True
-    kind: Literal["gaussian"] = "gaussian"
     dim: int = Field(default=4, ge=1)
     log_variance_range: tuple[float, float] = Field(default=(-30, 20), examples=[(-6, 2)])
 
@@ -29,6 +28,12 @@ class GaussianConfig(Options):
         if low >= high:
             raise ValueError(f"log_variance_range: found {low} to {high}, expected the lower bound first")
         return self
+
+
+class GaussianConfig(GaussianOptions):
+    """The elements of the latent are independent."""
+
+    kind: Literal["gaussian"] = "gaussian"
 
 
 class Gaussian(nn.Module):
