@@ -112,8 +112,11 @@ def decode(
 
 @app.command()
 def sample(
-    image_pipeline: Annotated[
-        str, typer.Argument(help="an image pipeline's folder, the output of `smalti run`, or a hub repository")
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="an image pipeline, the output of `smalti run`, a continuous tokenizer or its run, or a hub repository"
+        ),
     ],
     output: Output,
     label: Annotated[list[str] | None, typer.Option(help="class name or number; may be repeated [all in turn]")] = None,
@@ -132,7 +135,7 @@ def sample(
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw new images: tokens, then pixels.
+    """Draw new images: tokens or latents from the prior, then pixels.
 
     Example: smalti sample runs/shapes --label "red circle" -n 16 --output drawn
     """
@@ -150,7 +153,7 @@ def sample(
     options = {name: value for name, value in given.items() if value is not None}
     labels = tuple(label) if label else None
     request = SampleRequest(labels=labels, num_images=num_images, seed=seed, batch_size=batch_size, options=options)
-    command(image_pipeline, output, request, overwrite)
+    command(model, output, request, overwrite)
 
 
 @app.command()

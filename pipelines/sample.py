@@ -1,4 +1,4 @@
-"""Tokens, then images: `smalti sample`. One PNG per image that knows its own seed; killed runs continue."""
+"""New images: `smalti sample`. One PNG per image that knows its own seed; killed runs continue."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,18 +21,18 @@ from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.evaluate.samples import draw_samples, image_name, read_note
 from pipelines.models.hub import local_folder
-from pipelines.models.image_pipeline import ImageGenerationPipeline, Label
-from pipelines.models.image_pipeline_folder import find_image_pipeline
+from pipelines.models.image_samplers import ImageSampler, open_sampler
 from pipelines.models.image_seeds import image_seeds
+from pipelines.models.labels import Label
 
 SAMPLES = OutputKind("samples", "smalti sample", owned=("samples.json", "images/*.png", "samples.png", "request.json"))
 
 
 class SampleRequest(BaseModel):
-    """`num_images` images of `labels` in turn (None: of every class, if the prior has classes).
+    """`num_images` images of `labels` in turn (None: of every class, if the model has classes).
 
-    `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own. `batch_size` bounds memory
-    and changes no image.
+    `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own; a continuous tokenizer has
+    none. `batch_size` bounds memory and changes no image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,19 +70,20 @@ def sample(
 
     Image i depends on its label, the seed and i: neither on their number, nor on the batch size or the number of
     processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none.
-    `folder` is what `ImageGenerationPipeline.from_pretrained` takes. `replace_others`: samples of another request make
+    `folder` is what `ImageGenerationPipeline.from_pretrained` takes, or the run or model folder of a continuous
+    tokenizer, which draws from its latent prior. `replace_others`: samples of another request make
     room, where they would be refused otherwise, and so do images beyond `num_images`.
 
     Raises:
-        UserError: as `ImageGenerationPipeline`; or `output` holds something else and `overwrite` is off.
+        UserError: as `open_sampler`; or `output` holds something else and `overwrite` is off.
     """
     request, output, accelerator = request or SampleRequest(), Path(output), distributed.start()
     target = OutputFolder(output, SAMPLES)
     target.check(overwrite)
     with first_process(accelerator):  # downloads once
-        folder = find_image_pipeline(local_folder(folder))
-    pipeline = ImageGenerationPipeline.from_pretrained(folder, accelerator.device)
-    plan = make_plan(pipeline, folder, request)
+        folder = local_folder(folder)
+    sampler = open_sampler(folder, accelerator.device, request.options)
+    plan = make_plan(sampler, request)
     others = _others(output, plan)
     if others and not (overwrite or replace_others):
         raise UserError(f"{output}: holds other samples ({others}); choose another --output, or --overwrite")
@@ -98,28 +98,26 @@ def sample(
         if accelerator.is_main_process:
             (output / "samples.json").unlink(missing_ok=True)
             write_json(output / "request.json", plan.identity)
-        notes = distributed.gather(_draw(pipeline, plan, request, output, accelerator), accelerator)
+        notes = distributed.gather(_draw(sampler, plan, request, output, accelerator), accelerator)
         if accelerator.is_main_process:
             if replace_others:
                 _remove_all_but(output, plan.names)
-            _complete(output, plan, {note["index"]: note for note in notes}, pipeline.classes)
+            _complete(output, plan, {note["index"]: note for note in notes}, sampler.classes)
         wait_for_all(accelerator)
     return output
 
 
-def make_plan(pipeline: ImageGenerationPipeline, folder: Path, request: SampleRequest) -> Plan:
-    """What is to be drawn. UserError for labels and options that do not fit the prior."""
+def make_plan(sampler: ImageSampler, request: SampleRequest) -> Plan:
+    """What is to be drawn. UserError for labels and options that the sampler does not take."""
     labels: list[int | None] = [None]
     if request.labels is not None:
-        labels = pipeline.label_numbers(list(request.labels))
-    elif pipeline.num_classes is not None:
-        labels = list(range(pipeline.num_classes))
-    options = pipeline.options(labels[0] is not None, **request.options)
-    names = [image_name(i, labels[i % len(labels)], pipeline.classes) for i in range(request.num_images)]
-    weights = {part: sha256_of(folder / part / "model.safetensors") for part in ("tokenizer", "prior")}
+        labels = sampler.label_numbers(request.labels)
+    elif sampler.num_classes is not None:
+        labels = list(range(sampler.num_classes))
+    names = [image_name(i, labels[i % len(labels)], sampler.classes) for i in range(request.num_images)]
     identity = {
-        "weights": weights,
-        "options": options.model_dump(mode="json", exclude_defaults=True),
+        "weights": {part: sha256_of(path) for part, path in sampler.weights.items()},
+        "options": sampler.options(labels[0] is not None),
         "labels": labels,
         "seed": request.seed,
     }
@@ -127,31 +125,23 @@ def make_plan(pipeline: ImageGenerationPipeline, folder: Path, request: SampleRe
 
 
 def _draw(
-    pipeline: ImageGenerationPipeline, plan: Plan, request: SampleRequest, output: Path, accelerator: Accelerator
+    sampler: ImageSampler, plan: Plan, request: SampleRequest, output: Path, accelerator: Accelerator
 ) -> list[dict[str, Any]]:
     """Draw this process's images that are not there yet; returns the notes of all of this process's images."""
     mine = range(accelerator.process_index, len(plan.names), accelerator.num_processes)
     notes = {index: read_note(output / plan.names[index]) for index in mine}
     pending = [index for index, note in notes.items() if note.get("request") != plan.digest]
-    seeds = image_seeds(request.seed, len(plan.names))
-    length = pipeline.prior.model.vocabulary.codes.length
-    with progress(len(pending) * length, "sample", "token", visible=accelerator.is_main_process) as meter:
+    seeds, (unit, units) = image_seeds(request.seed, len(plan.names)), sampler.units
+    with progress(len(pending) * units, "sample", unit, visible=accelerator.is_main_process) as meter:
         for start in range(0, len(pending), request.batch_size):
             part = pending[start : start + request.batch_size]
-            drawn = pipeline(
-                [label for index in part if (label := plan.label(index)) is not None] or None,
-                num_images_per_prompt=1 if plan.labels[0] is not None else len(part),
-                generator=[seeds[index] for index in part],
-                output_type="pt",
-                batch_size=len(part),
-                callback_on_step_end=lambda _, step, steps, found: meter.advance(len(found["codes"])),
-                **request.options,
-            )
-            for index, logprob in zip(part, drawn.logprobs.double().sum(1).tolist(), strict=True):
+            labels = [plan.label(index) for index in part]
+            images, logprobs = sampler.draw(labels, [seeds[index] for index in part], meter.advance)
+            for index, logprob in zip(part, logprobs.tolist(), strict=True):
                 note = {"index": index, "label": plan.label(index), "seed": seeds[index], "logprob": round(logprob, 3)}
                 notes[index] = note | {"request": plan.digest}
             texts = [{"smalti": json.dumps(notes[index])} for index in part]
-            save_images([output / plan.names[index] for index in part], torch.as_tensor(drawn.images), texts)
+            save_images([output / plan.names[index] for index in part], images, texts)
     return list(notes.values())
 
 

@@ -19,13 +19,13 @@ from pipelines.models import hub
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_image_pipeline, read_generation_config, write_image_pipeline
 from pipelines.models.image_seeds import Seeds, image_seeds
+from pipelines.models.labels import Label, label_number
 from prior import CachedDecoder, SamplingOptions, SamplingRequest, Step, generate
 
 PIXELS_PER_PASS = {"cpu": 2**19, "cuda": 2**21}  # 8 and 32 images of 256 x 256: fixed, so that no option of a user
 MOST_IMAGES_PER_PASS = {"cpu": 16, "cuda": 256}  # changes an image
 SAMPLING_ONLY_OPTIONS = ("temperature", "top_k", "top_p", "min_p")  # of no meaning without do_sample
 
-Label = int | str
 StepEndCallback = Callable[["ImageGenerationPipeline", int, int, dict[str, Any]], object]
 OutputType = Literal["pil", "pt", "np"]
 
@@ -231,17 +231,7 @@ class ImageGenerationPipeline:
         return self._decoder
 
     def _number(self, label: Label) -> int:
-        if self.num_classes is None:
-            raise UserError(f"label: found {label!r}, but this prior is unconditional: it was trained without labels")
-        names = self.classes or ()
-        if isinstance(label, str) and label in names:
-            return names.index(label)
-        if isinstance(label, str) and label.isascii() and label.isdigit():
-            label = int(label)
-        if isinstance(label, int) and 0 <= label < self.num_classes:
-            return int(label)
-        listed = f": {', '.join(names)}" if names else ""
-        raise UserError(f"label: found {label!r}, expected 0 to {self.num_classes - 1} or a class name{listed}")
+        return label_number(label, self.num_classes, self.classes, "prior")
 
     def _step_end(self, callback: StepEndCallback | None, rows: range) -> Callable[[Step], object] | None:
         if callback is None:

@@ -23,6 +23,7 @@ from pipelines.reconstruct import ReconstructionRequest, reconstruct
 from pipelines.sample import SampleRequest, sample
 from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
+from tests.pipelines.conftest import write_vae
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +271,53 @@ def test_overwriting_leaves_no_more_images_than_asked_for(image_pipeline, tmp_pa
     sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=3))
     sample(image_pipeline, tmp_path / "s", SampleRequest(num_images=2), overwrite=True)
     assert len(list((tmp_path / "s" / "images").iterdir())) == len(read_samples(tmp_path / "s").labels) == 2
+
+
+def test_a_continuous_tokenizer_draws_from_its_latent_prior(tiny_vae, tmp_path):
+    found = read_samples(sample(tiny_vae, tmp_path / "s", SampleRequest(num_images=5, seed=4)))
+    model = load_tokenizer(tiny_vae).model
+    for index, seed in enumerate(image_seeds(4, 5)):
+        z = torch.randn(1, 5, 1, 1, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            assert torch.equal(found.read_images(range(index, index + 1)), to_uint8(model.decode(z)))
+        expected = torch.distributions.Normal(0, 1).log_prob(z).sum().item()
+        assert found.logprobs[index] == pytest.approx(expected, abs=2e-3)
+    assert found.labels == [-1] * 5
+
+
+def test_samples_of_a_latent_prior_depend_on_neither_batch_nor_order_and_continue(tiny_vae, tmp_path):
+    whole = files(sample(tiny_vae, tmp_path / "whole", SampleRequest(num_images=7)))
+    parts = sample(tiny_vae, tmp_path / "parts", SampleRequest(num_images=3, batch_size=2))
+    (parts / "images" / "00001.png").unlink()
+    assert files(sample(tiny_vae, parts, SampleRequest(num_images=7, batch_size=3))) == whole
+
+
+def test_a_conditional_tokenizer_draws_the_labels_that_were_asked_for(tmp_path):
+    condition = {"kind": "concatenation", "num_classes": 3, "dim": 4}
+    folder = write_vae(tmp_path / "t", classes=("a", "b", "c"), condition=condition)
+    found = read_samples(sample(folder, tmp_path / "s", SampleRequest(labels=("c", 0), num_images=4)))
+    assert found.labels == [2, 0, 2, 0] and found.files[0].name == "00000_c.png"
+    assert read_samples(sample(folder, tmp_path / "all", SampleRequest(num_images=4))).labels == [0, 1, 2, 0]
+    model, seed = load_tokenizer(folder).model, image_seeds(0, 1)[0]
+    z = torch.randn(1, 5, 1, 1, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        expected = to_uint8(model.decode(z, torch.tensor([2])))
+    assert torch.equal(found.read_images(range(1)), expected)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (SampleRequest(labels=("circle",)), "this tokenizer is unconditional"),
+        (SampleRequest(options={"temperature": 0.5}), "temperature: is an option of a prior over tokens"),
+    ],
+)
+def test_a_latent_prior_refuses_what_it_does_not_know(tiny_vae, tmp_path, request_, message):
+    with pytest.raises(UserError, match=message):
+        sample(tiny_vae, tmp_path / "s", request_)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_tokenizer_with_codes_has_no_prior_of_its_own(tiny_tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer with codes \(vq\)"):
+        sample(tiny_tokenizer, tmp_path / "s")

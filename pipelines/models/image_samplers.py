@@ -1,0 +1,131 @@
+"""What draws new images: an image pipeline, from the prior over its tokens, or a continuous tokenizer, from p(z)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipelines.base.errors import UserError
+from pipelines.models.checkpoint import load_tokenizer, resolve_folder
+from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.models.image_pipeline_folder import find_image_pipeline
+from pipelines.models.labels import Label, label_number
+
+Drawn = tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]
+"""Images in [0, 1], and the log-likelihood in nats under the prior of what each was decoded from."""
+
+
+class ImageSampler(Protocol):
+    """classes: names of the labels, None where they have none. num_classes: None if it takes no labels.
+
+    weights: the files that decide the images, by name. options: those that are not at their defaults.
+    units: what an image's progress is counted in, and how many of them an image has.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def weights(self) -> Mapping[str, Path]: ...
+
+    @property
+    def units(self) -> tuple[str, int]: ...
+
+    def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
+        """UserError for a label that it does not take."""
+        ...
+
+    def options(self, conditional: bool) -> dict[str, Any]:
+        """UserError for options that it does not know, or that do not go together."""
+        ...
+
+    def draw(self, labels: Sequence[int | None], seeds: Sequence[int], advance: Callable[[int], object]) -> Drawn:
+        """One image for each seed. All have a label, or none has."""
+        ...
+
+
+def open_sampler(folder: Path, device: torch.device, options: Mapping[str, Any]) -> ImageSampler:
+    """What is in a folder: an image pipeline or the output of `smalti run`, or a continuous tokenizer or its run.
+
+    Raises:
+        UserError: neither, or a tokenizer with codes.
+    """
+    pipelines = (folder / "model_index.json", folder / "image_pipeline" / "model_index.json")
+    models = (folder / "config.json", folder / "best" / "config.json", folder / "last" / "config.json")
+    if not any(path.is_file() for path in pipelines) and any(path.is_file() for path in models):
+        return LatentSampler(folder, device, options)
+    return TokenSampler(find_image_pipeline(folder), device, options)
+
+
+class TokenSampler:
+    """An image pipeline."""
+
+    def __init__(self, folder: Path, device: torch.device, options: Mapping[str, Any]):
+        self.pipeline, self.given = ImageGenerationPipeline.from_pretrained(folder, device), dict(options)
+        self.weights = {part: folder / part / "model.safetensors" for part in ("tokenizer", "prior")}
+        self.classes, self.num_classes = self.pipeline.classes, self.pipeline.num_classes
+        self.units = "token", self.pipeline.prior.model.vocabulary.codes.length
+
+    def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
+        return self.pipeline.label_numbers(list(labels))
+
+    def options(self, conditional: bool) -> dict[str, Any]:
+        chosen = self.pipeline.options(conditional, **self.given)
+        return chosen.model_dump(mode="json", exclude_defaults=True)
+
+    def draw(self, labels: Sequence[int | None], seeds: Sequence[int], advance: Callable[[int], object]) -> Drawn:
+        drawn = self.pipeline(
+            [label for label in labels if label is not None] or None,
+            num_images_per_prompt=1 if labels[0] is not None else len(seeds),
+            generator=list(seeds),
+            output_type="pt",
+            batch_size=len(seeds),
+            callback_on_step_end=lambda _, step, steps, found: advance(len(found["codes"])),
+            **self.given,
+        )
+        return torch.as_tensor(drawn.images), drawn.logprobs.double().sum(1)
+
+
+class LatentSampler:
+    """A continuous tokenizer: latents of its own prior p(z), decoded to the likelihood's mean."""
+
+    def __init__(self, folder: Path, device: torch.device, options: Mapping[str, Any]):
+        tokenizer, self.given = load_tokenizer(folder, device), dict(options)
+        self.model, self.classes = tokenizer.model, tokenizer.classes
+        if self.model.num_codes is not None:
+            raise UserError(
+                f"{folder}: is a tokenizer with codes ({self.model.config.bottleneck.kind}), which needs a prior over "
+                "them to draw images; expected an image pipeline, the output of `smalti run`, or a continuous tokenizer"
+            )
+        condition = self.model.config.condition
+        self.num_classes = None if condition is None else condition.num_classes
+        self.weights = {"tokenizer": resolve_folder(folder) / "model.safetensors"}
+        self.units = "image", 1
+
+    def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
+        return [label_number(label, self.num_classes, self.classes, "tokenizer") for label in labels]
+
+    def options(self, conditional: bool) -> dict[str, Any]:
+        if self.given:
+            raise UserError(
+                f"{min(self.given)}: is an option of a prior over tokens; a continuous tokenizer draws from its latent "
+                "prior as it is"
+            )
+        return {}
+
+    @torch.no_grad()
+    def draw(self, labels: Sequence[int | None], seeds: Sequence[int], advance: Callable[[int], object]) -> Drawn:
+        prior = self.model.latent_distribution()
+        assert prior is not None  # the model is continuous
+        z = torch.cat([prior.sample(1, torch.Generator().manual_seed(seed)) for seed in seeds])
+        z = z.to(next(self.model.parameters()).device)
+        known = [label for label in labels if label is not None]
+        images = self.model.decode(z, torch.tensor(known) if known else None).clamp(0, 1)
+        advance(len(seeds))
+        return images, prior.log_prob(z[:, None])[:, 0].double().cpu()
