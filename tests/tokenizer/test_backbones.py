@@ -107,10 +107,19 @@ def test_the_mlp_of_the_paper_has_as_many_weights_as_its_code():
     assert sum(p.numel() for p in decoder.parameters()) == 2 * (41 * 300 + 301 * 300) + 301 * 784
 
 
-def test_the_decoder_of_the_mlp_mirrors_its_encoder():
-    encoder, decoder = (build(MlpConfig(widths=(9, 7)), 1, 1, 3) for build in (build_encoder, build_decoder))
+@pytest.mark.parametrize(
+    ("config", "grid"),
+    [
+        (MlpConfig(widths=(9, 7)), 16),  # the image
+        (ConvConfig(widths=(5,), dense_widths=(9, 7)), 5 * 4),
+        (ResnetConfig(width=8, multipliers=(1, 2), dense_widths=(9, 7)), 16 * 4),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_the_dense_layers_of_a_decoder_mirror_those_of_its_encoder(config, grid):
+    encoder, decoder = (build(config, 1, 1, 4) for build in (build_encoder, build_decoder))
     down, up = ([part.out_features for part in net if isinstance(part, nn.Linear)] for net in (encoder, decoder))
-    assert down == [9, 7, 1] and up == [7, 9, 9]
+    assert down == [9, 7, 1] and up == [7, 9, grid]
 
 
 def test_a_gated_layer_has_no_other_activation():
