@@ -22,6 +22,7 @@ from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
 from pipelines.evaluate.held_out import open_held_out
+from pipelines.evaluate.image_likelihood import has_bounds
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
@@ -170,8 +171,8 @@ def _likeness(rebuilt: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _negative_elbo(model: Autoencoder, batch: ImageBatch, device: torch.device) -> Tensor:
-    """In nats, NaN for a discrete model. The draw of each image follows from its key alone."""
-    if model.num_codes is not None:
+    """In nats, NaN for a latent that is not random. The draw of each image follows from its key alone."""
+    if not has_bounds(model):
         return torch.full((len(batch),), math.nan)
     streams = [posterior_stream(0, row.key) for row in batch.metadata]
     bound = ObjectiveConfig.model_validate({"weights": {"nll": 1, "kl": 1}})

@@ -1,5 +1,6 @@
 """Normalizing flows over flattened latents. Their networks are zuko's, which is imported where one is built."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 FlowKind = Literal["coupling", "masked_autoregressive", "neural_spline"]
 Widths = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, max_length=1000)]
+
+
+MAX_WEIGHTS = 2**26
 
 
 class Flow(nn.Module):
@@ -21,6 +25,8 @@ class Flow(nn.Module):
 
     transforms: how many follow one another; the order of the numbers is reversed, or their halves swapped, in between.
     widths: of the hidden layers of each. context: how many numbers the bijection depends on.
+
+    Raises ValueError at construction for networks of more than `MAX_WEIGHTS` weights.
     """
 
     def __init__(self, kind: FlowKind, size: int, transforms: int, widths: tuple[int, ...], context: int = 0):
@@ -32,8 +38,13 @@ class Flow(nn.Module):
             "masked_autoregressive": zuko.flows.MAF,
             "neural_spline": zuko.flows.NSF,
         }
+        _check_size(transforms, size, widths, context)
+        target = torch.get_default_device()
+        # Masks are computed from their values, which tensors without storage do not have.
+        with torch.device("cpu" if target.type == "meta" else target):
+            flow = flows[kind](size, context, transforms=transforms, hidden_features=widths)
         # Zuko's base distribution is left out: its buffers would be stored with the weights.
-        self.bijection = flows[kind](size, context, transforms=transforms, hidden_features=widths).transform
+        self.bijection = flow.transform.to(target)
 
     def forward(
         self, x: Float[Tensor, "*b n"], context: Float[Tensor, "*#b c"] | None = None, inverse: bool = False
@@ -46,3 +57,9 @@ class Flow(nn.Module):
                 return torch.func.functional_call(self, upcast, (x, context, inverse))
             bijection = self.bijection(context)
             return (bijection.inv if inverse else bijection).call_and_ladj(x)
+
+
+def _check_size(transforms: int, size: int, widths: tuple[int, ...], context: int) -> None:
+    weights = transforms * sum(before * after for before, after in pairwise((size + context, *widths, size)))
+    if weights > MAX_WEIGHTS:
+        raise ValueError(f"a flow of {weights:,} weights, expected at most {MAX_WEIGHTS:,}: fewer transforms or widths")

@@ -12,7 +12,8 @@ from pipelines.evaluate.fidelity import ssim
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.reconstruct import ReconstructionRequest, draw_pairs, reconstruct
 from tests.pipelines.conftest import read_example
-from tokenizer import psnr
+from tests.tokenizer.members import members
+from tokenizer import BottleneckConfig, psnr
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_the_figure_of_a_continuous_tokenizer_is_a_bound_that_no_batch_size_chan
         terms = model(images, 0, 64).terms  # 64 draws of each posterior
     assert found[0] == pytest.approx((terms["nll"] + terms["kl"]).mean().item(), rel=0.02)
     assert reconstruct(make_tokenizer(tmp_path / "vq", {"kind": "vq"}), data, tmp_path / "out").negative_elbo is None
+
+
+@pytest.mark.parametrize("kind", [member.model_fields["kind"].default for member in members(BottleneckConfig)])
+def test_every_bottleneck_can_be_reconstructed(make_tokenizer, data, tmp_path, kind):
+    folder = make_tokenizer(tmp_path / "t", {"kind": kind})
+    found = reconstruct(folder, data, tmp_path / "out", ReconstructionRequest(max_images=4))
+    assert found.images == 4
+    assert (found.negative_elbo is not None) == ("kl" in load_tokenizer(folder).model.term_names())
 
 
 def test_originals_stand_above_their_reconstructions(tiny_tokenizer, data, tmp_path):

@@ -93,3 +93,20 @@ def test_the_density_of_the_flow_prior_integrates_to_one(kind, size, points_of_a
     with torch.no_grad():
         total = prior.log_prob(points).double().exp().sum() * (axis[1] - axis[0]) ** size
     assert abs(total - 1) < 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flow_can_be_described_without_storage(kind):
+    """As a stored model is, before its weights are read."""
+    with torch.device("meta"):
+        described = Flow(kind, 6, 2, (8,), 3)
+    built = Flow(kind, 6, 2, (8,), 3)
+    assert {name: t.shape for name, t in described.state_dict().items()} == {
+        name: t.shape for name, t in built.state_dict().items()
+    }
+    assert {t.device.type for t in described.state_dict().values()} == {"meta"}
+
+
+def test_a_flow_that_no_memory_holds_is_refused():
+    with pytest.raises(ValueError, match="expected at most 67,108,864"):
+        Flow("coupling", 10_000, 3, (100_000,))
