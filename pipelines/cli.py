@@ -234,10 +234,11 @@ def inspect(
     ] = None,
     split: Annotated[str | None, typer.Option(help="look at this split only")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="the codebook's figure, a .png file [health.png inside]")
+        Path | None,
+        typer.Option("--output", "-o", help="the figure of codebook or latent, a .png file [health.png inside]"),
     ] = None,
 ) -> None:
-    """Say what a folder holds and whether its codebook is healthy, with a figure.
+    """Say what a folder holds and whether its codebook or latent is healthy, with a figure.
 
     Example: smalti inspect runs/shapes/tokens --verify 100
     """

@@ -31,7 +31,8 @@ from pipelines.evaluate.value_figure import draw_histograms
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
-from tokenizer import Autoencoder
+from tokenizer import Autoencoder, CodebookHealth
+from tokenizer.latent_health import LatentHealth
 
 EVALUATION = OutputKind(
     "an evaluation",
@@ -118,8 +119,7 @@ def _evaluate(
             "meaning": meaning_of(model, exact),
         },
         "figures": figures_of(found),
-        "latent_health": None if window.health is None else window.health.as_dict(),
-        "codebook": _codebook(window),
+        **_health(window),
         "disentanglement": None,
         "notes": _notes(model, found),
     }
@@ -162,10 +162,13 @@ def _notes(model: Autoencoder, found: Sequence[RowFigures]) -> list[str]:
     return notes
 
 
-def _codebook(window: LatentWindow) -> dict[str, Any] | None:
-    if window.codebook is None:
-        return None
-    return {name: value for name, value in window.codebook.as_dict().items() if name != "counts"}
+def _health(window: LatentWindow) -> dict[str, Any]:
+    """The state of a continuous latent, or of a codebook without its counts."""
+    content = None if window.health is None else window.health.as_dict()
+    if content is not None and isinstance(window.health, CodebookHealth):
+        del content["counts"]
+        return {"latent_health": None, "codebook": content}
+    return {"latent_health": content, "codebook": None}
 
 
 def _draw(output: Path, found: Sequence[RowFigures], window: LatentWindow) -> None:
@@ -173,7 +176,7 @@ def _draw(output: Path, found: Sequence[RowFigures], window: LatentWindow) -> No
     shown = [name for name in ("negative_elbo", "nll", "reconstruction_nll") if name in readable[0]]
     values = {NAMES[name]: [figures[name] for figures in readable] for name in shown}
     draw_histograms(output / "likelihood.png", values, "nats an image", f"{len(readable):,} images")
-    if window.health is not None:
+    if isinstance(window.health, LatentHealth):
         draw_latent_health(output / "latents.png", window.health)
 
 

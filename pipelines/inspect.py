@@ -1,5 +1,6 @@
 """What is in this folder? `smalti inspect`: facts, the codebook's health, and a check against the original images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from pipelines.base.errors import UserError
 from pipelines.base.output_folder import check_output_file
 from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig
+from pipelines.evaluate.held_out import open_held_out
+from pipelines.evaluate.latent_health_figure import draw_latent_health
+from pipelines.evaluate.latent_window import latent_window
 from pipelines.evaluate.report import is_complete, rows
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
+from pipelines.recipes.data_arguments import data_of
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoded_window import encoded_window
+from pipelines.tokens.encoding_spec import compute_batch
 from pipelines.tokens.facts import Facts, dataset_facts, grid_text, shortened
 from pipelines.tokens.health_figure import draw_health
 from pipelines.tokens.statistics import TokenWindow, codebook_health, window_of
@@ -26,18 +32,23 @@ from pipelines.tokens.verify import VerificationResult, verify
 from pipelines.training.metrics_log import read_metrics
 from tokenizer import Autoencoder
 from tokenizer.codebook_health import CodebookHealth
+from tokenizer.latent_health import LatentHealth
 
+MOST_IMAGES = 10_000  # from which the health of a latent is measured
 EXPECTED = "a tokenizer, prior, image pipeline, pipeline or run folder, or a token dataset"
 
 
 @dataclass
 class Inspection:
-    """What was found: `facts` in order, and the codebook's `health` with its `figure` where tokens could be seen."""
+    """What was found: `facts` in order, and the codebook's `health` or the `latent_health` with its `figure` where
+    it could be measured.
+    """
 
     kind: str
     folder: Path
     facts: Facts
     health: CodebookHealth | None = None
+    latent_health: LatentHealth | None = None
     figure: Path | None = None
     verified: VerificationResult | None = None
     notes: list[str] = field(default_factory=list)
@@ -49,8 +60,9 @@ def inspect(
     """Look into a tokenizer, prior, image pipeline or run folder, or a token dataset, and print a table.
 
     Codebook health needs tokens: those of `split` of a token dataset (default: its first), or the validation split of
-    the data that a tokenizer's run was trained on. `verify_rows` encodes so many random rows of a token dataset again.
-    `figure` is where the figure of the codebook goes (default: health.png in the folder, if it can be written there).
+    the data that a tokenizer's run was trained on. The health of a continuous latent is that of the first 10,000 images
+    of that split. `verify_rows` encodes so many random rows of a token dataset again. `figure` is where the figure of
+    codebook or latent goes (default: health.png in the folder, if it can be written there).
 
     Raises:
         UserError: none of these folders, a damaged one, or a `figure` that cannot be written or is no .png file.
@@ -74,7 +86,7 @@ def _look(folder: Path, verify_rows: int | None, split: str | None, figure: Path
         recipe = read_yaml(folder / "recipe.yaml")
         return inspect_pipeline(folder) if recipe.get("kind") == "pipeline" else inspect_run(folder, recipe, figure)
     if (folder / "config.json").is_file():
-        return inspect_model(folder)
+        return inspect_model(folder, figure)
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; expected {EXPECTED}")
     inside = _inside(folder)
@@ -101,11 +113,20 @@ def inspect_tokens(folder: Path, verify_rows: int | None, split: str | None, fig
     return found
 
 
-def inspect_model(folder: Path) -> Inspection:
+def inspect_model(folder: Path, figure: Path | None = None) -> Inspection:
     match read_json_mapping(folder / "config.json").get("format"):
         case "smalti-tokenizer/1":
-            found = Inspection("tokenizer", folder, _tokenizer_facts(load_tokenizer(folder)))
-            found.notes.append("codebook health needs tokens: inspect its run, or a token dataset that it wrote")
+            tokenizer = load_tokenizer(folder, _device())
+            found = Inspection("tokenizer", folder, _tokenizer_facts(tokenizer))
+            if tokenizer.model.num_codes is not None:
+                found.notes.append("codebook health needs tokens: inspect its run, or a token dataset that it wrote")
+            elif not (folder.parent / "recipe.yaml").is_file():
+                found.notes.append("the health of a latent needs images: inspect its run, or see `smalti evaluate`")
+            else:
+                try:
+                    _add_latent_health(found, tokenizer, data_of(None, folder), figure)
+                except UserError as error:  # the model is there all the same
+                    found.notes.append(f"the health of the latent is not known: {error}")
             return found
         case "smalti-prior/1":
             return Inspection("prior", folder, _prior_facts(load_prior(folder)))
@@ -135,7 +156,7 @@ def inspect_pipeline(folder: Path) -> Inspection:
 
 
 def inspect_run(folder: Path, recipe: dict[str, Any], figure: Path | None) -> Inspection:
-    """A run: how far it is, its last figures, its best model; a discrete tokenizer's health on its validation split."""
+    """A run: how far it is, its last figures, its best model; a tokenizer's health on its validation split."""
     found = Inspection(f"run of a {recipe.get('kind')}", folder, _progress_facts(folder, recipe))
     try:
         model_folder = resolve_folder(folder)
@@ -143,10 +164,15 @@ def inspect_run(folder: Path, recipe: dict[str, Any], figure: Path | None) -> In
         found.notes.append("no model was saved yet")
         return found
     found.facts.append(("model", model_folder.name))
-    found.facts += inspect_model(model_folder).facts
-    tokenizer = load_tokenizer(model_folder, _device()) if recipe.get("kind") == "tokenizer" else None
-    if tokenizer is not None and tokenizer.model.num_codes is not None:
-        data = validate(DataConfig, recipe.get("data"), folder / "recipe.yaml")
+    if recipe.get("kind") != "tokenizer":
+        found.facts += inspect_model(model_folder).facts
+        return found
+    tokenizer = load_tokenizer(model_folder, _device())
+    found.facts += _tokenizer_facts(tokenizer)
+    data = validate(DataConfig, recipe.get("data"), folder / "recipe.yaml")
+    if tokenizer.model.num_codes is None:
+        _add_latent_health(found, tokenizer, data, figure)
+    else:
         _add_health(found, encoded_window(tokenizer, data), tokenizer.model, figure)
     return found
 
@@ -173,15 +199,33 @@ def _add_health(found: Inspection, window: TokenWindow, model: Autoencoder, figu
         found.notes.append(f"split {window.name!r} has no rows, so nothing can be said about the codebook")
         return
     found.health = health = codebook_health(window, model.bottleneck.embedding)
+    _draw(found, figure, lambda path: draw_health(path, window, health, model))
+    seen = f"{health.usage:.1%} used over {health.tokens:,} tokens of {window.name}"
+    found.facts.append(("codebook", f"{seen}, perplexity {health.perplexity:.1f}\n{health.verdict}: {health.reason}"))
+
+
+def _add_latent_health(found: Inspection, tokenizer: LoadedTokenizer, data: DataConfig, figure: Path | None) -> None:
+    images = open_held_out(tokenizer, data.model_copy(update={"on_unreadable": "skip"}), "validation")
+    size = compute_batch(tokenizer.preprocess.size, _device())
+    rows = range(min(len(images), MOST_IMAGES))
+    health = latent_window(tokenizer.model, images, rows, size, keep_means=False).health
+    if not isinstance(health, LatentHealth):
+        found.notes.append(f"the latent of a {tokenizer.model.config.bottleneck.kind} bottleneck is not random")
+        return
+    found.latent_health = health
+    _draw(found, figure, lambda path: draw_latent_health(path, health, f"{found.folder.name}, validation"))
+    found.facts.append(("latent", f"{health.images:,} images of validation\n{health.verdict}: {health.reason}"))
+
+
+def _draw(found: Inspection, figure: Path | None, draw: Callable[[Path], Path]) -> None:
+    """The figure where it was asked for, else in the folder if it can be written there."""
     target = figure or found.folder / "health.png"
     try:
-        found.figure = draw_health(target, window, health, model)
+        found.figure = draw(target)
     except OSError as error:
         if figure is not None:  # asked for
             raise
         found.notes.append(f"no figure: {target} cannot be written ({error.strerror})")
-    seen = f"{health.usage:.1%} used over {health.tokens:,} tokens of {window.name}"
-    found.facts.append(("codebook", f"{seen}, perplexity {health.perplexity:.1f}\n{health.verdict}: {health.reason}"))
 
 
 def _device() -> torch.device:

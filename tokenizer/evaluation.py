@@ -8,16 +8,22 @@ from torch import Tensor
 
 from tokenizer.autoencoder import Autoencoder, Images, evaluating
 from tokenizer.fidelity import psnr
+from tokenizer.latents import LatentDistribution, Posterior
 from tokenizer.noise import Generators
 from tokenizer.objective import ObjectiveConfig, image_loss, importance_bound
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """figures: by name, one number for each image. codes: those of the images, None if the latent is continuous."""
+    """figures: by name, one number for each image. codes: those of the images, None if the latent is continuous.
+
+    posterior, latent_prior: q(z | x) and p(z), None if the latent is not random, or discrete.
+    """
 
     figures: dict[str, Float[Tensor, " b"]]
     codes: Int[Tensor, "b h w q"] | None
+    posterior: Posterior | None = None
+    latent_prior: LatentDistribution | None = None
 
 
 @torch.no_grad()
@@ -48,4 +54,4 @@ def evaluate(
             figures["negative_elbo"] = importance_bound(out.terms["nll"] + out.terms["kl"])
             shown = model.decode(out.bottleneck.z, condition)
         figures["psnr"] = psnr(shown, images)
-    return Evaluation(figures, out.bottleneck.codes)
+    return Evaluation(figures, out.bottleneck.codes, out.bottleneck.posterior, out.latent_prior)

@@ -12,9 +12,10 @@ from pipelines.base.errors import UserError
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress
 from pipelines.data import ImageBatch, ImageDataset, ordered_batches
+from pipelines.training.latent_usage import LatentUsage
 from pipelines.training.tokenizer_task import labels_for, posterior_stream
-from tokenizer import Autoencoder, CodebookHealth, CodeUsage
-from tokenizer.latent_health import LatentHealth, LatentMoments
+from tokenizer import Autoencoder, CodebookHealth
+from tokenizer.latent_health import LatentHealth
 
 SEED = 0  # of the draws from posteriors
 
@@ -24,13 +25,12 @@ class LatentWindow:
     """Of the readable images of some rows, in their order.
 
     rows: their numbers. means: latents, flattened; the posterior's mean where there is one. None if they were not kept.
-    health: None if the latent is not random. codebook: None if it is continuous.
+    health: None if the latent is neither random nor discrete.
     """
 
     rows: list[int]
     means: Float[Tensor, "n d"] | None
-    health: LatentHealth | None
-    codebook: CodebookHealth | None
+    health: LatentHealth | CodebookHealth | None
 
 
 def latent_window(
@@ -62,7 +62,7 @@ def latent_window(
     means = distributed.gather(window.means, accelerator)
     if accelerator is not None:
         wait_for_all(accelerator)  # what follows are collectives, which have a timeout
-    return LatentWindow(found, torch.cat(means) if means else None, window.health(), window.codebook())
+    return LatentWindow(found, torch.cat(means) if means else None, window.usage.report())
 
 
 class _Window:
@@ -71,35 +71,14 @@ class _Window:
     def __init__(self, model: Autoencoder, keep_means: bool):
         self.model, self.keep_means = model, keep_means
         self.device, self.prior = next(model.parameters()).device, model.latent_distribution()
-        size = model.config.image_size
-        black = torch.zeros(1, model.config.channels, size, size, device=self.device)
-        with torch.no_grad():
-            encoded = model.encode(black)
-        self.random = encoded.posterior is not None
-        self.moments = LatentMoments(encoded.z.numel() if self.random else 0, self.device)
-        self.usage = None if model.num_codes is None else CodeUsage(model.num_codes, model.grid[2], self.device)
+        self.usage = LatentUsage(model, self.device)
         self.rows: list[int] = []
         self.means: list[Tensor] = []
 
     def add(self, rows: list[int], batch: ImageBatch) -> None:
         out = self.model.encode(batch.image.to(self.device), condition=labels_for(self.model, batch))
+        streams = [posterior_stream(SEED, row.key) for row in batch.metadata]
+        self.usage.add(out.codes, out.posterior, self.prior, streams)
         self.rows += rows
         if self.keep_means:
             self.means.append(out.z.flatten(1).cpu())
-        if out.posterior is not None and self.prior is not None:
-            streams = [posterior_stream(SEED, row.key) for row in batch.metadata]
-            self.moments.observe(out.posterior, self.prior, streams)
-        if self.usage is not None and out.codes is not None:
-            self.usage.update(out.codes)
-
-    def health(self) -> LatentHealth | None:
-        if not self.random:
-            return None
-        self.moments.all_reduce()
-        return self.moments.report(self.model.config.latent_prior.kind == "standard_normal")
-
-    def codebook(self) -> CodebookHealth | None:
-        if self.usage is None:
-            return None
-        self.usage.all_reduce()
-        return self.usage.report()

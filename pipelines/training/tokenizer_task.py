@@ -11,15 +11,17 @@ from torch import Tensor
 from pipelines.base import random_streams
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
+from pipelines.base.progress import say
 from pipelines.data import DataConfig, ImageDataset, open_images, ordered_batches, training_loader
 from pipelines.data.dataset import PixelBatch
 from pipelines.models.checkpoint import save_tokenizer
 from pipelines.training.collective import Collective
 from pipelines.training.config import TrainingConfig
+from pipelines.training.latent_usage import LatentUsage, collapse_in_words, figures_of
 from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows, readable_images
-from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, CodeUsage, ObjectiveConfig, evaluate
+from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig, evaluate
 
 
 class TokenizerTask:
@@ -54,6 +56,7 @@ class TokenizerTask:
             phase = AutoencoderPhase(Autoencoder(model), objective)
         except ValueError as error:
             raise UserError(f"objective.weights: {error}") from error
+        self.warned_of_collapse = False
         self.phases = {"tokenizer": OptimizedPhase(phase, training.optimizer)}
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
@@ -63,8 +66,7 @@ class TokenizerTask:
     def validate(self, models: Models, collective: Collective) -> dict[str, float]:
         """The terms and the objective of each image, from one pass of the encoder; bounds, as `tokenizer.evaluate`."""
         model = autoencoder(models)
-        codes = model.num_codes
-        usage = CodeUsage(codes, model.grid[2], collective.device) if codes is not None else None
+        usage = LatentUsage(model, collective.device)
 
         def blocks() -> Iterator[dict[str, Tensor]]:
             size = block_size(self.training)
@@ -73,16 +75,15 @@ class TokenizerTask:
                 streams = [posterior_stream(self.seed, row.key) for row in batch.metadata]
                 labels = labels_for(model, batch)
                 found = evaluate(model, images, self.objective, self.training.steps, streams, labels)
-                if usage and found.codes is not None:
-                    usage.update(found.codes)
+                usage.add(found.codes, found.posterior, found.latent_prior, streams)
                 yield found.figures
 
         figures = mean_figures(blocks(), collective)
-        if usage:
-            usage.all_reduce()
-            health = usage.report()
-            figures |= {"usage": health.usage, "perplexity": health.perplexity}
-        return figures
+        health = usage.report()
+        if (warning := collapse_in_words(health)) and collective.is_first and not self.warned_of_collapse:
+            self.warned_of_collapse = True
+            say(f"smalti: {warning}")
+        return figures | figures_of(health)
 
     def publish(self, models: Models, folder: Path) -> None:
         save_tokenizer(folder, autoencoder(models), self.data.preprocess, self.classes, card=self.card)

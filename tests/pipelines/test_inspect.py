@@ -13,13 +13,15 @@ from PIL import Image
 from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_uint8
+from pipelines.data.preprocess import Preprocess
 from pipelines.inspect import inspect
-from pipelines.models.checkpoint import load_tokenizer
+from pipelines.models.checkpoint import load_tokenizer, save_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoded_window import encoded_window
 from pipelines.tokens.health_figure import find_places, patches
 from pipelines.tokens.shards import plan_shards, read_column, read_labels, read_tokens, token_table, write_shard
 from pipelines.tokens.statistics import codebook_health, refuse_collapsed, unigram_bits, window_in_memory, window_of
+from tests.pipelines.conftest import grey_data, write_vae
 
 
 @pytest.fixture
@@ -213,3 +215,47 @@ def test_verification_reads_only_the_files_of_its_rows(tokens):
     second.write_bytes(content)
     rows = np.arange(len(dataset.split("train")) // 4)
     np.testing.assert_array_equal(TokenDataset.open(tokens).split("train").part(rows).tokens, stored[rows])
+
+
+def run_of(model_folder, data, folder):
+    """The folder of a run whose best model this is."""
+    shutil.copytree(model_folder, folder / "best")
+    recipe = {"kind": "tokenizer", "data": data.model_dump(mode="json"), "training": {"steps": 5}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_the_latent_of_a_continuous_run_is_measured_on_its_validation_split(tiny_vae, tmp_path, capsys):
+    run = run_of(tiny_vae, grey_data(train=10, validation=70, test=1), tmp_path / "run")
+    found = inspect(run)
+    shown = capsys.readouterr().out
+    assert found.latent_health.images == 70 and len(found.latent_health.kl) == 5
+    assert found.latent_health.verdict in shown and "70 images of validation" in shown
+    assert found.figure == run / "health.png"
+    with Image.open(found.figure) as figure:
+        assert figure.size[0] > 500
+    of_model = inspect(run / "best", figure=tmp_path / "latent.png")
+    assert torch.equal(of_model.latent_health.kl, found.latent_health.kl) and of_model.figure == tmp_path / "latent.png"
+
+
+def test_a_latent_that_is_the_same_for_every_image_is_called_collapsed(tmp_path, capsys):
+    folder = write_vae(tmp_path / "model")
+    model = load_tokenizer(folder).model
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.zero_()
+    save_tokenizer(folder, model, Preprocess(mode="L", size=16))
+    found = inspect(run_of(folder, grey_data(train=10, validation=30, test=1), tmp_path / "run"))
+    assert found.latent_health.verdict == "collapsed"
+    assert "0 of 5 units active" in capsys.readouterr().out
+
+
+def test_a_continuous_model_outside_of_its_run_says_what_is_missing(tiny_vae, make_tokenizer, make_data, tmp_path):
+    assert "inspect its run" in inspect(tiny_vae).notes[0]
+    plain = make_tokenizer(tmp_path / "model", {"kind": "deterministic", "dim": 4})
+    found = inspect(run_of(plain, make_data(train=10, validation=5, test=1), tmp_path / "run"))
+    assert "the latent of a deterministic bottleneck is not random" in found.notes
+    gone = run_of(tiny_vae, grey_data(train=10, validation=5, test=1), tmp_path / "gone")
+    recipe = (gone / "recipe.yaml").read_text()
+    (gone / "recipe.yaml").write_text(recipe.replace("kind: shapes", "kind: gone"))
+    assert "the health of the latent is not known" in inspect(gone / "best").notes[0]

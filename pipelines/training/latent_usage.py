@@ -1,0 +1,67 @@
+"""Whether the latent of a model is used, over a window of images that several processes share."""
+
+import torch
+from torch import Generator, Tensor
+
+from tokenizer import Autoencoder, CodebookHealth, CodeUsage
+from tokenizer.latent_health import LatentHealth, LatentMoments
+from tokenizer.latents import LatentDistribution, Posterior
+
+ADVICE = {
+    CodebookHealth: "See model.bottleneck.dead_code_threshold and a lower learning rate",
+    LatentHealth: "See objective.kl_guard, and a weight of kl that is smaller or rises slowly",
+}
+
+
+class LatentUsage:
+    """Counts the codes of a discrete model, or the moments of the posteriors of a continuous one."""
+
+    def __init__(self, model: Autoencoder, device: torch.device):
+        size = model.config.image_size
+        with torch.no_grad():
+            encoded = model.encode(torch.zeros(1, model.config.channels, size, size, device=device))
+        self.standard_normal_prior = model.config.latent_prior.kind == "standard_normal"
+        self.codes = None if model.num_codes is None else CodeUsage(model.num_codes, model.grid[2], device)
+        self.moments = None if encoded.posterior is None else LatentMoments(encoded.z.numel(), device)
+
+    def add(
+        self,
+        codes: Tensor | None,
+        posterior: Posterior | None,
+        prior: LatentDistribution | None,
+        streams: list[Generator],
+    ) -> None:
+        """A batch of images. `streams`: one for each, from which latents are drawn to know their variance."""
+        if self.codes is not None and codes is not None:
+            self.codes.update(codes)
+        if self.moments is not None and posterior is not None and prior is not None:
+            self.moments.observe(posterior, prior, streams)
+
+    def report(self) -> CodebookHealth | LatentHealth | None:
+        """Of the windows of all processes together; None if the latent is neither discrete nor random."""
+        if self.codes is not None:
+            self.codes.all_reduce()
+            return self.codes.report()
+        if self.moments is not None:
+            self.moments.all_reduce()
+            return self.moments.report(self.standard_normal_prior)
+        return None
+
+
+def figures_of(health: CodebookHealth | LatentHealth | None) -> dict[str, float]:
+    """What a validation reports."""
+    match health:
+        case CodebookHealth():
+            return {"usage": health.usage, "perplexity": health.perplexity}
+        case LatentHealth():
+            return {"active_units": float(health.active_units)}
+        case None:
+            return {}
+
+
+def collapse_in_words(health: CodebookHealth | LatentHealth | None) -> str | None:
+    """What to say of a latent that has collapsed, and what to do about it; None for any other."""
+    if health is None or health.verdict != "collapsed":
+        return None
+    what = "codebook" if isinstance(health, CodebookHealth) else "latent"
+    return f"the {what} has collapsed: {health.reason}. {ADVICE[type(health)]}"
