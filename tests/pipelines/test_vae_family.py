@@ -1,4 +1,4 @@
-"""Every recipe of configs/vae_family, as it is but for data and length: it trains, resumes, saves, loads and samples."""
+"""Every recipe of configs/vae_family, but for data and length: it trains, resumes, saves, loads and samples."""
 
 import json
 from pathlib import Path
