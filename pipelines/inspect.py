@@ -253,7 +253,8 @@ def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
         ("fingerprint", f"{loaded.fingerprint[:12]}…"),
     ]
     if model.num_codes is None:
-        latent = f"{config.bottleneck.kind}: continuous, {height} x {width} x {model.bottleneck.dim}"
+        shapes = " + ".join(f"{height} x {width} x {dim}" for dim, height, width in model.latent_shapes)
+        latent = f"{config.bottleneck.kind}: continuous, {shapes}"
     else:
         bits = height * width * num_quantizers * (model.num_codes - 1).bit_length()
         raw = config.image_size**2 * config.channels * 8

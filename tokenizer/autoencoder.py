@@ -11,7 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
-from tokenizer.bottlenecks import BottleneckConfig, BottleneckOutput, Quantizer, build_bottleneck, check_grid
+from tokenizer.bottlenecks import (
+    BottleneckConfig,
+    BottleneckOutput,
+    ContinuousBottleneck,
+    Quantizer,
+    build_bottleneck,
+    check_grid,
+)
 from tokenizer.conditions import ConditionConfig, LabelEmbedding
 from tokenizer.latent_priors import LatentPriorConfig, StandardNormalConfig, build_latent_prior
 from tokenizer.latents import LatentDistribution, Posterior
@@ -84,6 +91,8 @@ class AutoencoderOutput:
 class Autoencoder(nn.Module):
     """Images (b, c, H, W), uint8 or float in [0, 1]  <->  latents z (b, d, h, w), and codes (b, h, w, q) if discrete.
 
+    The levels of a hierarchical latent are one z (b, total, 1, 1), from the top, see `latent_shapes`.
+
     `forward` samples the latents of a continuous model in training and in evaluation alike; `encode` and `reconstruct`
     use the posterior's mean. In training mode both collect statistics for a learned codebook, which `after_step` then
     moves; in evaluation mode no buffer changes. A second forward of the same batch while training, for a discriminator
@@ -107,9 +116,10 @@ class Autoencoder(nn.Module):
         )
         self.decoder = build_decoder(config.backbone, self.bottleneck.dim, maps, size, config.condition)
         self.condition = LabelEmbedding(config.condition) if config.condition else None
-        continuous = self.bottleneck.num_codes is None
-        shapes = (self.bottleneck.dim, side, side), (config.channels, size, size)
-        self.latent_prior = build_latent_prior(config.latent_prior, *shapes) if continuous else None
+        self.latent_prior = None
+        if self.bottleneck.num_codes is None:
+            shapes = self.latent_shapes[0], (config.channels, size, size)
+            self.latent_prior = build_latent_prior(config.latent_prior, *shapes)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -127,6 +137,14 @@ class Autoencoder(nn.Module):
         if self.num_codes is None:
             raise ValueError(f"a {self.config.bottleneck.kind} bottleneck has no codes: decode its latents z")
         return cast(Quantizer, self.bottleneck)
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(d, h, w) of each level of a continuous latent, from the top; one where z has no levels.
+
+        Raises AttributeError if the latent is discrete.
+        """
+        return self._continuous.latent_shapes(self.grid[:2])
 
     @property
     def takes_labels(self) -> bool:
@@ -158,12 +176,14 @@ class Autoencoder(nn.Module):
         """
         x, condition = self._unit_range(x), self._embed(condition, len(x))
         bottleneck = self._bottleneck(x, step, condition)
-        z, terms, kl_elements = bottleneck.z[:, None], dict(bottleneck.terms), None
+        terms, kl_elements = dict(bottleneck.terms), None
         prior = self.latent_distribution()
         if bottleneck.posterior is not None:
             z = bottleneck.posterior.sample(draws, generator)
             terms["kl"], kl_elements = self._kl(bottleneck.posterior, prior, z, detached_density)
-        elif draws > 1:
+        elif draws == 1:
+            z = bottleneck.z[:, None]
+        else:
             raise ValueError(f"{draws} draws need a random latent, a {self.config.bottleneck.kind} bottleneck has none")
         params, terms["nll"] = self._nll(x, z, condition)
         return AutoencoderOutput(bottleneck, z, params, terms, bottleneck.batch_terms, kl_elements, prior)
@@ -232,7 +252,7 @@ class Autoencoder(nn.Module):
         """p(z) with the weights of this moment; None if the latent is discrete. It does not depend on labels."""
         if self.latent_prior is None:
             return None
-        return self.latent_prior.distribution(lambda x: self._posterior(x, self._embed(None, len(x))))
+        return self._continuous.joint_prior(self.latent_prior, lambda x: self._posterior(x, self._embed(None, len(x))))
 
     def after_step(self, step: int) -> None:
         """Lets the bottleneck learn from what it collected. Call it once after each optimizer step, on every rank."""
@@ -267,6 +287,10 @@ class Autoencoder(nn.Module):
         encoder = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part].state_dict().items()}
         return encoder | {f"bottleneck.{name}": tensor for name, tensor in self.bottleneck.encode_state().items()}
 
+    @property
+    def _continuous(self) -> ContinuousBottleneck:
+        return cast(ContinuousBottleneck, self.bottleneck)
+
     def _embed(self, labels: Tensor | None, count: int) -> Float[Tensor, "b dim"] | None:
         """The condition as layers take it: one embedding for each of `count` images."""
         if self.condition is not None:
@@ -280,7 +304,8 @@ class Autoencoder(nn.Module):
         return self.bottleneck(self.encoder(inputs, condition), step)
 
     def _decoder(self, z: Float[Tensor, "b d h w"], condition: Tensor | None) -> Float[Tensor, "b p h2 w2"]:
-        return self.decoder(z.to(next(self.decoder.parameters()).dtype), condition)
+        seen = z if self.latent_prior is None else self._continuous.decoder_input(z)
+        return self.decoder(seen.to(next(self.decoder.parameters()).dtype), condition)
 
     def _nll(
         self, x: Float[Tensor, "b c h w"], z: Float[Tensor, "b k d h2 w2"], condition: Tensor | None

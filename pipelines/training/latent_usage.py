@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 from tokenizer import Autoencoder, CodebookHealth, CodeUsage
 from tokenizer.latent_health import LatentHealth, LatentMoments
 from tokenizer.latents import LatentDistribution, Posterior
+from tokenizer.standard_normal import StandardNormal
 
 ADVICE = {
     CodebookHealth: "See model.bottleneck.dead_code_threshold and a lower learning rate",
@@ -20,7 +21,8 @@ class LatentUsage:
         size = model.config.image_size
         with torch.no_grad():
             encoded = model.encode(torch.zeros(1, model.config.channels, size, size, device=device))
-        self.standard_normal_prior = model.config.latent_prior.kind == "standard_normal"
+            # Of all levels: one below the top has a prior that depends on those above it.
+            self.standard_normal_prior = isinstance(model.latent_distribution(), StandardNormal)
         self.codes = None if model.num_codes is None else CodeUsage(model.num_codes, model.grid[2], device)
         self.moments = None if encoded.posterior is None else LatentMoments(encoded.z.numel(), device)
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, Quantizer
+from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, ContinuousBottleneck, Quantizer
 from tokenizer.bottlenecks.deterministic import Deterministic, DeterministicConfig
 from tokenizer.bottlenecks.flow_gaussian import FlowGaussianBottleneck, FlowGaussianConfig
 from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
 from tokenizer.bottlenecks.full_gaussian import FullGaussianBottleneck, FullGaussianConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig
+from tokenizer.bottlenecks.ladder import Ladder, LadderConfig
 from tokenizer.bottlenecks.lfq import LFQ, LFQConfig
 from tokenizer.bottlenecks.vq import VQ, VQConfig
 
@@ -23,11 +24,20 @@ BottleneckConfig = Annotated[
     | GaussianConfig
     | FullGaussianConfig
     | FlowGaussianConfig
+    | LadderConfig
     | DeterministicConfig,
     Field(discriminator="kind"),
 ]  # fmt: skip
 
-__all__ = ["Bottleneck", "BottleneckConfig", "BottleneckOutput", "Quantizer", "build_bottleneck", "check_grid"]
+__all__ = [
+    "Bottleneck",
+    "BottleneckConfig",
+    "BottleneckOutput",
+    "ContinuousBottleneck",
+    "Quantizer",
+    "build_bottleneck",
+    "check_grid",
+]
 
 
 def check_grid(config: BottleneckConfig, grid: tuple[int, int]) -> None:
@@ -51,5 +61,7 @@ def build_bottleneck(config: BottleneckConfig, grid: tuple[int, int]) -> Bottlen
             return FullGaussianBottleneck(config, grid)
         case FlowGaussianConfig():
             return FlowGaussianBottleneck(config, grid)
+        case LadderConfig():
+            return Ladder(config, grid)
         case DeterministicConfig():
             return Deterministic(config)

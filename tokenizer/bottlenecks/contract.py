@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from tokenizer.latents import Posterior
+from tokenizer.latents import LatentDistribution, LatentPrior, Posterior, PosteriorOf
 
 MAX_CODES = 2**20  # of a codebook: figures count the use of every code, and a prior has an id for each
 
@@ -15,7 +15,7 @@ MAX_CODES = 2**20  # of a codebook: figures count the use of every code, and a p
 class BottleneckOutput:
     """Latents and what was learned on the way to them.
 
-    z: latents, float32; the posterior's mean where there is one.
+    latent: float32; None if it is the posterior's mean, see `z`.
     codes: integers in [0, num_codes), q per position; None for a continuous bottleneck.
     posterior: q(z | x) of a latent that is random.
     terms: unweighted losses by name, summed over each image, with a second dimension for the draws (here 1).
@@ -23,19 +23,28 @@ class BottleneckOutput:
     metrics: figures to report, detached scalars.
     """
 
-    z: Float[Tensor, "b d h w"]
+    latent: Float[Tensor, "b d h w"] | None = None
     codes: Int[Tensor, "b h w q"] | None = None
     posterior: Posterior | None = None
     terms: dict[str, Float[Tensor, "b k"]] = field(default_factory=dict)
     batch_terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
+    @property
+    def z(self) -> Float[Tensor, "b d h w"]:
+        """The latent; of a random one the posterior's mean, which may cost a pass of a network."""
+        if self.latent is not None:
+            return self.latent
+        assert self.posterior is not None
+        return self.posterior.mean
+
 
 @runtime_checkable
 class Bottleneck(Protocol):
     """A module between encoder and decoder.
 
-    in_channels: channels that it takes from the encoder. dim: channels of z.
+    in_channels: channels that it takes from the encoder. dim: channels that it gives to the decoder: those of z, unless
+    the latent has levels.
     num_codes: size of a codebook; None if continuous. num_quantizers: codes per position; 0 if continuous.
     embedding: learned codebooks (q, K, d), or None.
     """
@@ -59,6 +68,40 @@ class Bottleneck(Protocol):
     def after_step(self, step: int) -> None:
         """Learns from what the forwards of this optimizer step have collected. Called once a step on every rank."""
         ...
+
+
+@runtime_checkable
+class ContinuousBottleneck(Bottleneck, Protocol):
+    """A bottleneck without codes. Its latent may have levels, each conditioned on those above it. `latent_prior` then
+    describes the top level, and z holds the levels flattened, one after another from the top: (b, total, 1, 1).
+    """
+
+    def latent_shapes(self, grid: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
+        """(d, h, w) of each level from the top, for features on a `grid` of rows and columns."""
+        ...
+
+    def decoder_input(self, z: Float[Tensor, "n _ _ _"]) -> Float[Tensor, "n c h w"]:
+        """What the decoder sees of latents."""
+        ...
+
+    def joint_prior(self, prior: LatentPrior, posterior_of: PosteriorOf) -> LatentDistribution:
+        """p(z) of all levels, given the prior of the top one."""
+        ...
+
+
+class OneLevel:
+    """The part of `ContinuousBottleneck` of a latent without levels: z, which the decoder sees, is on the grid."""
+
+    dim: int
+
+    def latent_shapes(self, grid: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
+        return ((self.dim, *grid),)
+
+    def decoder_input(self, z: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
+        return z
+
+    def joint_prior(self, prior: LatentPrior, posterior_of: PosteriorOf) -> LatentDistribution:
+        return prior.distribution(posterior_of)
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks.contract import BottleneckOutput
+from tokenizer.bottlenecks.contract import BottleneckOutput, OneLevel
 from tokenizer.options import Options
 
 
@@ -18,7 +18,7 @@ class DeterministicConfig(Options):
     dim: int = Field(default=4, ge=1)
 
 
-class Deterministic(nn.Module):
+class Deterministic(OneLevel, nn.Module):
     """The latent is what the encoder gives. There is no KL: what shapes the latents is a term of the whole batch."""
 
     def __init__(self, config: DeterministicConfig):

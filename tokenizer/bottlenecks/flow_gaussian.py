@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks.contract import BottleneckOutput
+from tokenizer.bottlenecks.contract import BottleneckOutput, OneLevel
 from tokenizer.bottlenecks.gaussian import GaussianOptions
 from tokenizer.flows import Flow, Widths
 from tokenizer.posteriors import DiagonalGaussian, FlowGaussian
@@ -30,7 +30,7 @@ class FlowGaussianConfig(GaussianOptions):
     context: int = Field(default=16, ge=1)
 
 
-class FlowGaussianBottleneck(nn.Module):
+class FlowGaussianBottleneck(OneLevel, nn.Module):
     """h holds means, log-variances, and the context of the flow."""
 
     def __init__(self, config: FlowGaussianConfig, grid: tuple[int, int]):
@@ -46,8 +46,7 @@ class FlowGaussianBottleneck(nn.Module):
     def forward(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput:
         mean, log_variance, context = h.float().split([self.dim, self.dim, self.config.context], 1)
         base = DiagonalGaussian(mean, log_variance.clamp(*self.config.log_variance_range))
-        posterior = FlowGaussian(base, self.flow, context.flatten(1))
-        return BottleneckOutput(posterior.mean, posterior=posterior)
+        return BottleneckOutput(posterior=FlowGaussian(base, self.flow, context.flatten(1)))
 
     def encode_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named_parameters()}

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks.contract import BottleneckOutput
+from tokenizer.bottlenecks.contract import BottleneckOutput, OneLevel
 from tokenizer.bottlenecks.gaussian import GaussianOptions
 from tokenizer.posteriors import FullGaussian
 
@@ -31,7 +31,7 @@ class FullGaussianConfig(GaussianOptions):
             )
 
 
-class FullGaussianBottleneck(nn.Module):
+class FullGaussianBottleneck(OneLevel, nn.Module):
     """h holds means, log-variances, and the part of the Cholesky factor below the diagonal, in units of deviations.
 
     The factor is diag(deviation) (I + lower / √n) for a latent of n elements: whatever n is, features that are small

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks.contract import BottleneckOutput
+from tokenizer.bottlenecks.contract import BottleneckOutput, OneLevel
 from tokenizer.options import Options
 from tokenizer.posteriors import DiagonalGaussian
 
@@ -36,7 +36,7 @@ class GaussianConfig(GaussianOptions):
     kind: Literal["gaussian"] = "gaussian"
 
 
-class Gaussian(nn.Module):
+class Gaussian(OneLevel, nn.Module):
     """h holds means, then log-variances. The autoencoder samples z and computes the KL."""
 
     def __init__(self, config: GaussianConfig):

@@ -64,3 +64,14 @@ def test_a_latent_that_is_neither_random_nor_discrete_has_no_state(scale):
     assert not validate(task, scale).keys() & {"active_units", "usage"}
     usage = LatentUsage(task.phases["tokenizer"].phase.model, torch.device("cpu"))
     assert usage.report() is None and collapse_in_words(None) is None
+
+
+def test_the_levels_of_a_hierarchical_latent_are_not_compared_with_the_standard_normal():
+    """The prior of a level below the top depends on those above it."""
+    ladder = VAE | {"bottleneck": {"kind": "ladder", "dims": [2, 3], "width": 8}}
+    compared = {}
+    for name, model in (("flat", VAE), ("ladder", ladder)):
+        task = task_of(model, {"nll": 1, "kl": 1})
+        compared[name] = LatentUsage(task.phases["tokenizer"].phase.model, torch.device("cpu")).standard_normal_prior
+        assert 0 <= validate(task, 1)["active_units"] <= 5
+    assert compared == {"flat": True, "ladder": False}
