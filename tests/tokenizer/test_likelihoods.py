@@ -218,10 +218,11 @@ def test_each_image_may_have_a_seed_of_its_own(config):
 
 @every_member
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_maps_give_full_precision_nats(config, dtype):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_maps_give_full_precision_nats(config, dtype, autocast):
     likelihood = build_likelihood(config, 1)
     params, x = draw_maps(likelihood, 2, 28, 28).to(dtype), eight_bit(2, 1, 28, 28)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = likelihood.nll(params, x), likelihood.mean(params), likelihood.sample(params)
     assert {each.dtype for each in found} == {torch.float32}
     torch.testing.assert_close(found[0], likelihood.nll(params.float(), x))
