@@ -40,6 +40,15 @@ class Posterior(Protocol):
         ...
 
 
+@runtime_checkable
+class FactorizedPosterior(Posterior, Protocol):
+    """A posterior whose elements are independent, given the image."""
+
+    def pairwise_log_prob(self, z: Float[Tensor, "n d h w"]) -> Float[Tensor, "n b elements"]:
+        """ln q(z | x) of every element of every latent for every image of the batch, nats."""
+        ...
+
+
 PosteriorOf = Callable[[Float[Tensor, "n c h w"]], Posterior]
 """The encoder: from images in [0, 1] to q(z | x)."""
 

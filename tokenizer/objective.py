@@ -1,7 +1,9 @@
 """The objective: one visible weighted sum of named terms, and the phase that trains an autoencoder with it."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +14,14 @@ from torch import Tensor, nn
 from tokenizer.autoencoder import Autoencoder, AutoencoderOutput
 from tokenizer.kl_guards import KLGuard, guarded_batch
 from tokenizer.options import Options
+from tokenizer.regularizers import (
+    LATENTS,
+    OTHERS,
+    LatentDiscriminator,
+    LatentDiscriminatorConfig,
+    RegularizerConfig,
+    latent_rows,
+)
 from tokenizer.schedules import Schedule
 
 
@@ -26,12 +36,39 @@ class ObjectiveConfig(Options):
     gradient_estimator: of the encoder. "doubly_reparameterized" (arXiv 1810.04152) has less variance, the more so the
         more draws there are; with one draw it is the path derivative (arXiv 1703.09194).
     kl_guard: what takes the place of the plain KL in the loss.
+    regularizers: terms of the whole batch on the latents; each needs a weight, by the name of its kind. They are
+        estimated in each part of a batch that a process holds at once, and are no part of the figures of evaluation.
+    discriminator: a network of a phase of its own that tells the latents from others; its term too needs a weight.
     """
 
     weights: dict[str, Schedule] = Field(min_length=1)
     draws: int = Field(default=1, ge=1)
     gradient_estimator: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized"
     kl_guard: KLGuard | None = None
+    regularizers: tuple[RegularizerConfig, ...] = ()
+    discriminator: LatentDiscriminatorConfig | None = None
+
+    @property
+    def latent_terms(self) -> list[str]:
+        """The names of the terms of regularizers and discriminator."""
+        names = [regularizer.kind for regularizer in self.regularizers]
+        return [*names, self.discriminator.term] if self.discriminator else names
+
+    @model_validator(mode="after")
+    def _each_term_is_computed_once(self):
+        for name, count in Counter(self.latent_terms).items():
+            if count > 1:
+                raise ValueError(f"regularizers and discriminator: found {count} for the term {name}, expected one")
+        return self
+
+    @model_validator(mode="after")
+    def _terms_of_the_batch_have_the_plain_gradient(self):
+        if self.latent_terms and self.gradient_estimator != "reparameterized":
+            raise ValueError(
+                f"regularizers and discriminator: found {', '.join(self.latent_terms)} with gradient_estimator: "
+                f"{self.gradient_estimator}, which weighs the gradient of each latent; expected reparameterized"
+            )
+        return self
 
     @model_validator(mode="after")
     def _guards_have_a_closed_form(self):
@@ -56,8 +93,8 @@ def check_weights(weights: Mapping[str, Any], terms: set[str]) -> None:
     """Raises ValueError when a weight names no term or a term has no weight."""
     if set(weights) != terms:
         raise ValueError(
-            f"objective weights are for {sorted(weights)}, the model's terms are {sorted(terms)}: "
-            "every term needs a weight (0 switches it off), and every weight a term"
+            f"weights: found {sorted(weights)}, the model's terms are {sorted(terms)}: every term "
+            "needs a weight (0 switches it off), and every weight a term"
         )
 
 
@@ -129,23 +166,31 @@ class AutoencoderPhase(nn.Module):
 
     The model belongs to the caller and stays reachable as `.model`: another phase may hold it too and see the same
     batch. Raises ValueError at construction when weights and terms do not match, when several draws or a guard of the
-    KL are asked of a latent that is not random, or when the posterior does not offer what the objective needs.
+    KL are asked of a latent that is not random, or when the latent does not offer what the objective needs.
+
+    `discriminator` belongs to `LatentDiscriminatorPhase`, which trains it on what this phase adds to the batch.
     """
 
     def __init__(self, model: Autoencoder, objective: ObjectiveConfig):
         super().__init__()
         names = model.term_names()
-        check_weights(objective.weights, names)
+        check_weights(objective.weights, {*names, *objective.latent_terms})
         if "kl" not in names:
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
         out = model.probe(detached_density=objective.gradient_estimator == "doubly_reparameterized")
         if objective.kl_guard and out.kl_elements is None:
             raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
+        if objective.latent_terms:
+            _refuse_other_latents(objective, out, model.config.bottleneck.kind)
         self.model = model
         self.objective = objective
+        self.discriminator = (
+            LatentDiscriminator(objective.discriminator, out.z[0, 0].numel()) if objective.discriminator else None
+        )
 
-    def forward(self, batch: Mapping[str, Any], step: int) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    def forward(self, batch: dict[str, Any], step: int) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """batch["image"]: uint8 (b, c, H, W) or float in [0, 1]; batch["label"] is the condition, if the model has one.
+        For a discriminator's phase the batch gets two entries, see `tokenizer.regularizers.discriminator`.
 
         Metrics are detached scalars: the mean over the batch of each unweighted term, "loss" per dimension,
         "perplexity_batch" of a discrete model (this batch's codes only: a small batch bounds it), and the bottleneck's
@@ -154,13 +199,32 @@ class AutoencoderPhase(nn.Module):
         doubly = self.objective.gradient_estimator == "doubly_reparameterized"
         labels = batch.get("label") if self.model.takes_labels else None
         out = self.model(batch["image"], step, self.objective.draws, condition=labels, detached_density=doubly)
+        out, found = self._regularized(out, batch)
         # Divided once: this sets the loss's scale, never the balance of its terms.
         loss = combine(out, self.objective, step) / self.model.dims
         metrics = {name: term.detach().mean() for name, term in (out.terms | out.batch_terms).items()}
-        metrics |= out.bottleneck.metrics | {"loss": loss.detach()}
-        if self.model.num_codes is not None:
-            metrics["perplexity_batch"] = perplexity(out.bottleneck.codes, self.model.num_codes)
+        metrics |= out.bottleneck.metrics | found | {"loss": loss.detach()}
+        codes = out.bottleneck.codes
+        if codes is not None and self.model.num_codes is not None:
+            metrics["perplexity_batch"] = perplexity(codes, self.model.num_codes)
         return loss, metrics
+
+    def _regularized(
+        self, out: AutoencoderOutput, batch: dict[str, Any]
+    ) -> tuple[AutoencoderOutput, dict[str, Float[Tensor, ""]]]:
+        """The output with the terms of regularizers and discriminator, and the metrics of the regularizers."""
+        terms, metrics = dict(out.batch_terms), {}
+        for regularizer in self.objective.regularizers:
+            found = regularizer.regularize(out)
+            terms[regularizer.kind] = found.term
+            metrics |= found.metrics
+        if (options := self.objective.discriminator) and self.discriminator is not None:
+            z = latent_rows(out.z)
+            terms[options.term] = options.loss(self.discriminator.frozen(z))
+            assert out.latent_prior is not None
+            with torch.no_grad():
+                batch[LATENTS], batch[OTHERS] = z.detach(), options.others(z, out.latent_prior)
+        return replace(out, batch_terms=terms), metrics
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters of the model, by their names in it."""
@@ -176,6 +240,20 @@ def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> 
         found, expected = getattr(objective, name), ObjectiveConfig.model_fields[name].default
         if found != expected:
             raise ValueError(f"{name}: found {found}, expected {expected}: the latent of a {kind} model is not random")
+
+
+def _refuse_other_latents(objective: ObjectiveConfig, out: AutoencoderOutput, kind: str) -> None:
+    """Raises ValueError when a regularizer or the discriminator does not fit the latent."""
+    if out.latent_prior is None:
+        raise ValueError(
+            f"regularizers and discriminator: found {', '.join(objective.latent_terms)}, but the latent of a "
+            f"{kind} model is discrete; expected a continuous bottleneck or none of them"
+        )
+    for regularizer in objective.regularizers:
+        try:
+            regularizer.check_latent(out)
+        except ValueError as error:
+            raise ValueError(f"regularizers: {regularizer.kind}: {error}") from error
 
 
 def perplexity(codes: Int[Tensor, "b h w q"], num_codes: int) -> Float[Tensor, ""]:

@@ -9,7 +9,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import DataConfig
-from pipelines.training.config import TrainingConfig
+from pipelines.training.config import TokenizerTrainingConfig, TrainingConfig
 from prior import TransformerConfig
 from tokenizer import AutoencoderConfig, ObjectiveConfig
 
@@ -24,7 +24,7 @@ class TokenizerRecipe(BaseModel):
     data: DataConfig
     model: AutoencoderConfig
     objective: ObjectiveConfig
-    training: TrainingConfig
+    training: TokenizerTrainingConfig
 
     @model_validator(mode="before")
     @classmethod
@@ -43,6 +43,12 @@ class TokenizerRecipe(BaseModel):
                 f"data.preprocess gives size {prepared[0]} with {prepared[1]} channel(s), model.image_size and "
                 f"model.channels are {self.model.image_size} and {self.model.channels}; expected the same"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _discriminator_has_the_optimizer(self) -> Self:
+        if self.training.discriminator_optimizer and not self.objective.discriminator:
+            raise ValueError("training.discriminator_optimizer needs objective.discriminator")
         return self
 
 

@@ -45,3 +45,11 @@ class TrainingConfig(BaseModel):
     keep_states: int = Field(default=2, gt=0, description="resume states that are kept")
     log_every: int = Field(default=50, gt=0)
     trackers: tuple[Tracker, ...] = ()
+
+
+class TokenizerTrainingConfig(TrainingConfig):
+    """Of stage one."""
+
+    discriminator_optimizer: OptimizerConfig | None = Field(
+        default=None, description="of the phase of a discriminator; null: a constant rate of 1e-4, betas 0.5 and 0.9"
+    )

@@ -16,7 +16,12 @@ def check_sizes(
     Raises:
         UserError: one of the two is larger than the memory of this machine.
     """
-    parts = training.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
-    count = -(-training.batch_size // parts)
+    count = examples_at_once(training)
     check_memory(count * bytes_per_example, f"training.batch_size: {count:,} {examples} at once")
     check_model_size(build, "model: training it")
+
+
+def examples_at_once(training: TrainingConfig) -> int:
+    """Of a batch, in one part of a process's share."""
+    parts = training.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+    return -(-training.batch_size // parts)

@@ -16,10 +16,11 @@ from pipelines.data import DataConfig, ImageDataset, open_images, ordered_batche
 from pipelines.data.dataset import PixelBatch
 from pipelines.models.checkpoint import save_tokenizer
 from pipelines.training.collective import Collective
-from pipelines.training.config import TrainingConfig
+from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.latent_regularizers import check_regularizers, phases_of, trained_modules
 from pipelines.training.latent_usage import LatentUsage, collapse_in_words, figures_of
 from pipelines.training.size_limits import check_sizes
-from pipelines.training.task import Models, OptimizedPhase, TensorBatch
+from pipelines.training.task import Models, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows, readable_images
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig, evaluate
 
@@ -39,7 +40,7 @@ class TokenizerTask:
         data: DataConfig,
         model: AutoencoderConfig,
         objective: ObjectiveConfig,
-        training: TrainingConfig,
+        training: TokenizerTrainingConfig,
         seed: int,
         card: str = "",
     ):
@@ -47,7 +48,7 @@ class TokenizerTask:
         pixels, draws = model.channels * model.image_size**2, objective.draws
         examples = f"images of {draws:,} draws (objective.draws)" if draws > 1 else "images"
         # An image as bytes, and what is decoded from each draw as float32.
-        check_sizes(training, lambda: Autoencoder(model), pixels * (1 + 4 * draws), examples)
+        check_sizes(training, lambda: trained_modules(model, objective), pixels * (1 + 4 * draws), examples)
         self.images, self.held_out = open_images(data, "train"), open_images(data, "validation")
         self.classes = label_names(model, self.images, self.held_out)
         self.rows = min(len(self.held_out), training.validation_images)
@@ -55,9 +56,10 @@ class TokenizerTask:
         try:
             phase = AutoencoderPhase(Autoencoder(model), objective)
         except ValueError as error:
-            raise UserError(f"objective.weights: {error}") from error
+            raise UserError(f"objective.{error}") from error
+        check_regularizers(phase, training)
         self.warned_of_collapse = False
-        self.phases = {"tokenizer": OptimizedPhase(phase, training.optimizer)}
+        self.phases = phases_of(phase, training)
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
         size, steps = self.training.batch_size, self.training.steps

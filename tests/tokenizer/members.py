@@ -1,14 +1,15 @@
 """Small example configurations of every member of a discriminated union, derived from the option models themselves.
 
 The first example of a member has its defaults. Then each option with a few possible values (booleans, literals, and
-those that give `examples`) is changed alone. A new member or option is therefore tested without being listed.
+those that give `examples`) is changed alone, or, where it needs another one, with the first examples of all. A new
+member or option is therefore tested without being listed.
 """
 
 import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 
@@ -30,8 +31,16 @@ def examples(union: Any) -> dict[str, Any]:
         for name, field in member.model_fields.items():
             for value in values(field):
                 if value != getattr(basis, name):
-                    found[f"{kind} {name}={value}"] = member(**{**required, name: value})
+                    found[f"{kind} {name}={value}"] = _changed(member, required, name, value)
     return found
+
+
+def _changed(member: type[BaseModel], required: dict[str, Any], name: str, value: Any) -> BaseModel:
+    try:
+        return member(**{**required, name: value})
+    except ValidationError:
+        firsts = {other: field.examples[0] for other, field in member.model_fields.items() if field.examples}
+        return member(**{**required, **firsts, name: value})
 
 
 def small(config: BaseModel) -> BaseModel:

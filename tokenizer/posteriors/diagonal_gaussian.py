@@ -34,6 +34,12 @@ class DiagonalGaussian:
         squared = (z - self.mean[:, None]).square() * (-log_variance).exp()
         return (-0.5 * (squared + log_variance + math.log(2 * math.pi))).sum(dim=(-3, -2, -1))
 
+    def pairwise_log_prob(self, z: Float[Tensor, "n d h w"]) -> Float[Tensor, "n b elements"]:
+        """ln q(z | x) of every element of every latent for every image of the batch, nats."""
+        mean, log_variance = self.mean.flatten(1), self.log_variance.flatten(1)
+        squared = (z.flatten(1)[:, None] - mean).square() * (-log_variance).exp()
+        return -0.5 * (squared + log_variance + math.log(2 * math.pi))
+
     def kl(self, prior: Any, z: Float[Tensor, "b d h w"] | None = None) -> tuple[Float[Tensor, "b d h w"]] | None:
         """KL(q(z | x) || p(z)) of every element in nats if the prior is the standard normal, otherwise None."""
         if isinstance(prior, StandardNormal):

@@ -23,6 +23,19 @@ model:
 objective: {{weights: {{nll: 1, commitment: 0.25}}}}
 training: {{{training}}}
 """
+FACTOR_VAE = """
+kind: tokenizer
+output: {output}
+data: {{source: {{kind: shapes, train: 256, validation: 32, test: 32}}, preprocess: {{size: 16}}}}
+model:
+  backbone: {{kind: conv, widths: [4, 8], residual_blocks: 0, dense_widths: [8]}}
+  bottleneck: {{kind: gaussian, dim: 3}}
+  likelihood: {{kind: bernoulli}}
+objective:
+  weights: {{nll: 1, kl: 1, total_correlation: 5}}
+  discriminator: {{kind: factor, widths: [16, 16]}}
+training: {{{training}}}
+"""
 PRIOR = """
 kind: prior
 output: {output}
@@ -41,6 +54,7 @@ VARIANTS = [
     ("prior", 3, "precision: bf16"),
     ("tokenizer", 3, "precision: fp32"),
     ("tokenizer", 4, "precision: bf16"),
+    ("factor_vae", 2, "precision: bf16, gradient_accumulation_steps: 2"),
 ]
 
 
@@ -77,7 +91,7 @@ def wait_for_lines(process: subprocess.Popen, run: Path, lines: int) -> None:
 def written(tmp_path: Path, name: str, stage: str, tokens: Path, extra: str) -> tuple[Path, Path]:
     recipe, output = tmp_path / f"{name}.yaml", tmp_path / name
     training = f"{TRAINING}, {extra}" if extra else TRAINING
-    text = TOKENIZER if stage == "tokenizer" else PRIOR
+    text = {"tokenizer": TOKENIZER, "factor_vae": FACTOR_VAE, "prior": PRIOR}[stage]
     recipe.write_text(text.format(output=output, tokens=tokens, training=training))
     return recipe, output
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from pipelines.base import distributed
-from pipelines.training.config import TrainingConfig
+from pipelines.training.config import TokenizerTrainingConfig, TrainingConfig
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.optimizer import OptimizerConfig
 from pipelines.training.run_folder import RunFolder
@@ -18,7 +18,7 @@ from pipelines.training.task import OptimizedPhase
 from pipelines.training.validation import mean_figures, own_rows
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup=2)
-QUICK = TrainingConfig(
+QUICK = TokenizerTrainingConfig(
     steps=20, batch_size=24, optimizer=OPTIMIZER, validate_every=5, save_every=4, log_every=3, ema_decay=0.9
 )
 
