@@ -1,18 +1,12 @@
 """`smalti …`: each command reads its arguments and hands them to the function of the same name."""
 
-import gc
-import os
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from pipelines.base.errors import UserError
-from pipelines.base.machine_errors import machine_error
-from pipelines.base.quiet_libraries import silence_libraries
-from pipelines.base.signals import Interrupted, raise_on_signals
+from pipelines.base.program import run_program
 from pipelines.recipes.command_options import (
     LARGEST_SEED,
     MOST_IMAGES,
@@ -29,6 +23,7 @@ from pipelines.recipes.command_options import (
     Split,
     Tokenizer,
     finite,
+    numbers,
 )
 
 app = typer.Typer(
@@ -204,6 +199,100 @@ def evaluate(
 
 
 @app.command()
+def interpolate(
+    tokenizer: Tokenizer,
+    output: Output,
+    start: Annotated[list[str], typer.Option("--from", help="a row of the split, or an image file; may be repeated")],
+    end: Annotated[list[str], typer.Option("--to", help="the same; as many as --from")],
+    data: Data = None,
+    split: Split = "test",
+    steps: Annotated[int, typer.Option(min=2, max=256, help="latents from one to the other")] = 8,
+    spherical: Annotated[bool, typer.Option("--spherical", help="at equal angles, not along a line")] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="an animation too")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show what lies between two images in the latent space of a tokenizer.
+
+    Example: smalti interpolate runs/vae_family/vae --from 0 --to 7 --spherical --output between
+    """
+    from pipelines.interpolate import InterpolationRequest
+    from pipelines.interpolate import interpolate as command
+    from pipelines.recipes.data_arguments import data_of, split_of
+
+    if len(start) != len(end):
+        raise typer.BadParameter(f"found {len(start)} --from and {len(end)} --to, expected as many of each")
+    pairs = tuple(zip(start, end, strict=True))
+    request = InterpolationRequest(pairs=pairs, split=split_of(split), steps=steps, spherical=spherical, animation=gif)
+    rows = any(name.isdigit() for name in (*start, *end))
+    command(tokenizer, data_of(data, tokenizer) if rows else None, output, request, overwrite)
+
+
+@app.command()
+def traverse(
+    tokenizer: Tokenizer,
+    output: Output,
+    data: Data = None,
+    split: Split = "test",
+    row: Annotated[int | None, typer.Option(min=0, help="the image to start from [the mean of all latents]")] = None,
+    span: Annotated[
+        float, typer.Option("--range", min=0.01, max=1000, help="how far each way, in standard deviations")
+    ] = 3.0,
+    steps: Annotated[int, typer.Option(min=2, max=256, help="values of each latent")] = 9,
+    latents: Annotated[str | None, typer.Option(help="numbers, as in 0,3,5 [the 12 of largest KL]")] = None,
+    max_images: Annotated[int, typer.Option(min=2, max=MOST_IMAGES, help="images that give KL and range")] = 1000,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show what each latent of a continuous tokenizer does: a grid and an animation.
+
+    Example: smalti traverse runs/vae_family/vae --row 3 --latents 0,3,5 --output traversed
+    """
+    from pipelines.recipes.data_arguments import data_of, split_of
+    from pipelines.traverse import TraversalRequest
+    from pipelines.traverse import traverse as command
+
+    request = TraversalRequest(
+        row=row,
+        split=split_of(split),
+        span=span,
+        steps=steps,
+        latents=None if latents is None else numbers(latents),
+        max_images=max_images,
+    )
+    command(tokenizer, data_of(data, tokenizer), output, request, overwrite)
+
+
+@app.command()
+def anomaly(
+    model: Tokenizer,
+    output: Output,
+    data: Data = None,
+    split: Split = "test",
+    foreign: Annotated[list[str] | None, typer.Option(help="label of foreign images; may be repeated")] = None,
+    foreign_data: Annotated[str | None, typer.Option(help="foreign images: as --data")] = None,
+    draws: Draws = 100,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 64,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score how unlikely each image is, and how well that tells foreign images from known ones.
+
+    Example: smalti anomaly runs/vae_family/vae --foreign Bag --output scored
+    """
+    from pipelines.anomaly import AnomalyRequest, score_anomalies
+    from pipelines.recipes.data_arguments import data_of, split_of
+
+    request = AnomalyRequest(
+        split=split_of(split),
+        max_images=max_images,
+        draws=draws,
+        foreign=tuple(foreign or ()),
+        batch_size=batch_size,
+    )
+    others = None if foreign_data is None else data_of(foreign_data, model)
+    score_anomalies(model, data_of(data, model), output, request, others, overwrite)
+
+
+@app.command()
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -259,43 +348,8 @@ def schema(kind: RecipeKind) -> None:
 
 
 def main() -> None:
-    """Entry point. A mistake of the user or a failure of the machine is one message and exit code 2, a signal is one
-    message and 128 + its number; `--debug` anywhere shows the traceback. Typer ends without a word when the reader of
-    a pipe has left (`smalti inspect … | head`).
-    """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
-    raise_on_signals()
-    silence_libraries()
-    gc.set_threshold(100_000, 50, 50)  # importing torch makes many objects that stay: looking through them takes 0.2 s
-    try:
-        app(args=arguments, prog_name="smalti")
-    except Exception as error:
-        message = str(error) if isinstance(error, UserError) else machine_error(error)
-        exit_code, first = _exit_code_of_all(1 if message is None else 2)
-        if first and (debug or message is None):
-            raise
-        _end(exit_code, message if first else None)
-    except Interrupted as stop:
-        exit_code, first = _exit_code_of_all(stop.exit_code)
-        _end(exit_code, str(stop) if first else None)
-
-
-def _exit_code_of_all(mine: int) -> tuple[int, bool]:
-    """The exit code of all processes, and whether this one speaks for them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return mine, True
-    from pipelines.base.rank_failures import report_failure  # imports torch
-
-    return report_failure(mine)
-
-
-def _end(exit_code: int, message: str | None) -> NoReturn:
-    if message is not None:
-        print(f"smalti: {message}", file=sys.stderr)
-    if "triton" not in sys.modules:  # whose bindings would report all that is left as leaked
-        gc.freeze()  # at its end the interpreter would look through all of torch's objects once more: 0.3 s
-    sys.exit(exit_code)
+    """Entry point."""
+    run_program(app)
 
 
 if __name__ == "__main__":

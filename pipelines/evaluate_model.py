@@ -9,24 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import sha256_of, write_json, write_text
-from pipelines.base.documents import read_json_if_valid
+from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
-from pipelines.base.progress import say
+from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageDataset, Split
+from pipelines.evaluate.disentanglement import disentanglement, draw_mutual_information, scores_that_are_possible
 from pipelines.evaluate.held_out import open_held_out
 from pipelines.evaluate.image_likelihood import (
-    bounds_of,
+    SEED,
     has_bounds,
-    images_per_pass,
+    measure_images,
     pixels_are_known,
-    reconstruction_of,
 )
 from pipelines.evaluate.latent_health_figure import draw_latent_health
 from pipelines.evaluate.latent_window import LatentWindow, latent_window
 from pipelines.evaluate.model_report import NAMES, figures_of, is_complete, meaning_of, print_report, write_report
-from pipelines.evaluate.row_figures import OWNED, RowFigures, as_csv, measure_rows, remove_unfinished
+from pipelines.evaluate.row_figures import OWNED, RowFigures, as_csv, remove_unfinished
 from pipelines.evaluate.value_figure import draw_histograms
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
@@ -83,8 +83,9 @@ def evaluate_model(
         with target.begin(overwrite, accelerator):
             if accelerator.is_main_process:
                 write_json(output / "request.json", identity)
-            report = _evaluate(tokenizer, images, request, identity, output, accelerator)
+            _evaluate(tokenizer, images, request, identity, output, accelerator)
             wait_for_all(accelerator)
+        report = read_json_mapping(output / "report.json")
     elif accelerator.is_main_process:
         say(f"{output}: already evaluated; nothing to do")
     if accelerator.is_main_process:
@@ -99,11 +100,12 @@ def _evaluate(
     identity: dict[str, Any],
     output: Path,
     accelerator: Accelerator,
-) -> dict[str, Any]:
+) -> None:
     """Everything is measured by all processes, and written by the first."""
     model, rows = tokenizer.model, min(len(images), request.max_images or len(images))
     exact = pixels_are_known(model, images)
-    window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=False)
+    factors = images.factors(range(1)) is not None
+    window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=factors)
     found = measure_images(model, images, rows, request.draws, request.batch_size, output, accelerator)
     report = {
         "request": identity,
@@ -124,31 +126,12 @@ def _evaluate(
         "notes": _notes(model, found),
     }
     if accelerator.is_main_process:
+        if factors:
+            _add_disentanglement(report, images, window, output)
         _draw(output, found, window)
         write_text(output / "images.csv", as_csv(found, images.classes))
         write_report(output, report, f"Evaluation of {tokenizer.folder.name}")
         remove_unfinished(output)
-    return report
-
-
-def measure_images(
-    model: Autoencoder,
-    images: ImageDataset,
-    rows: int,
-    draws: int,
-    batch_size: int,
-    output: Path,
-    accelerator: Accelerator,
-) -> list[RowFigures]:
-    """Bounds of the likelihood where the latent is random, else the error of the reconstruction."""
-    if not has_bounds(model):
-        return measure_rows(
-            images, rows, batch_size, lambda batch: reconstruction_of(model, batch), output, accelerator, "reconstruct"
-        )
-    size = images_per_pass(model, draws, batch_size)
-    return measure_rows(
-        images, rows, size, lambda batch: bounds_of(model, batch, draws), output, accelerator, "likelihood"
-    )
 
 
 def _notes(model: Autoencoder, found: Sequence[RowFigures]) -> list[str]:
@@ -160,6 +143,24 @@ def _notes(model: Autoencoder, found: Sequence[RowFigures]) -> list[str]:
     elif not has_bounds(model):
         notes.append(f"the latent of a {model.config.bottleneck.kind} bottleneck is not random: -ln p(x) has no bound")
     return notes
+
+
+def _add_disentanglement(report: dict[str, Any], images: ImageDataset, window: LatentWindow, output: Path) -> None:
+    """Scores and their heat map, or a note of why there are none."""
+    factors = images.factors(window.rows)
+    if factors is None or window.means is None:
+        return
+    scores, missing = scores_that_are_possible(window.means.shape[1])
+    report["notes"] += missing
+    try:
+        with progress(1, "disentanglement", "report") as meter:
+            found = disentanglement(window.means.numpy(), factors.values, factors.names, SEED, scores)
+            meter.advance()
+    except UserError as error:
+        report["notes"].append(str(error))
+        return
+    draw_mutual_information(output / "mutual_information.png", found)
+    report["disentanglement"] = found.as_dict()
 
 
 def _health(window: LatentWindow) -> dict[str, Any]:

@@ -96,7 +96,27 @@ def save_grid(
     column_labels: Sequence[str] | None = None,
     scale: int | None = None,
 ) -> Path:
-    """Lay images of one size out in rows of `columns` and write one PNG.
+    """Write one PNG of `image_grid`."""
+    save_png(path, image_grid(images, columns, captions, row_labels, column_labels, scale))
+    return Path(path)
+
+
+def save_animation(path: str | Path, frames: Sequence[Image.Image], milliseconds: int = 120) -> Path:
+    """Write one GIF that repeats forever. Frames have one size."""
+    with replacing(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return Path(path)
+
+
+def image_grid(
+    images: Images,
+    columns: int,
+    captions: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    scale: int | None = None,
+) -> Image.Image:
+    """Images of one size, laid out in rows of `columns`.
 
     `captions` stand under each tile, `row_labels` left of each row, `column_labels` above each column; a text too wide
     for its place ends in "…". Tiles are enlarged by the whole number `scale` (chosen if None): pixels stay square.
@@ -108,8 +128,7 @@ def save_grid(
     layout.place_tiles(sheet, tiles)
     layout.write_texts(ImageDraw.Draw(sheet), captions or (), row_labels or (), column_labels or ())
     grey = all(tile.mode == "L" for tile in tiles)
-    save_png(path, sheet.convert("L") if grey else sheet)
-    return Path(path)
+    return sheet.convert("L") if grey else sheet
 
 
 def _check_tiles(tiles: Sequence[Image.Image], columns: int, captions: Sequence[str] | None) -> None:

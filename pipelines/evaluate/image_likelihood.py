@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data import ImageBatch, ImageDataset
+from pipelines.evaluate.row_figures import RowFigures, measure_rows
 from pipelines.training.tokenizer_task import labels_for, posterior_stream
 from tokenizer import Autoencoder, likelihood_bounds, psnr
 from tokenizer.importance import DRAWS_PER_BLOCK
@@ -62,6 +65,26 @@ def reconstruction_of(model: Autoencoder, batch: ImageBatch) -> dict[str, Tensor
     images = batch.image.to(next(model.parameters()).device)
     out = model(images, condition=labels_for(model, batch))
     return {"reconstruction_nll": out.terms["nll"][:, 0], "psnr": psnr(model.likelihood.mean(out.params), images)}
+
+
+def measure_images(
+    model: Autoencoder,
+    images: ImageDataset,
+    rows: int,
+    draws: int,
+    batch_size: int,
+    output: Path,
+    accelerator: Accelerator,
+) -> list[RowFigures]:
+    """Bounds of the likelihood where the latent is random, else the error of the reconstruction."""
+    if not has_bounds(model):
+        return measure_rows(
+            images, rows, batch_size, lambda batch: reconstruction_of(model, batch), output, accelerator, "reconstruct"
+        )
+    size = images_per_pass(model, draws, batch_size)
+    return measure_rows(
+        images, rows, size, lambda batch: bounds_of(model, batch, draws), output, accelerator, "likelihood"
+    )
 
 
 def pixels_are_known(model: Autoencoder, images: ImageDataset) -> bool:

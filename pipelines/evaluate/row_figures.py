@@ -104,7 +104,7 @@ def _measured(images: ImageDataset, passes: Sequence[range], size: int, measure:
 
 def _keep(folder: Path) -> None:
     """Join what the processes of earlier calls have written."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = sorted(folder.glob("*.jsonl"))
     found = {row.row: row for path in paths for row in _read(path)}
     write_text(folder / KEPT, "".join(json.dumps(asdict(row)) + "\n" for row in found.values()))

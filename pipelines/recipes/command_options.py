@@ -17,6 +17,14 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers, separated by commas. Raises typer.BadParameter for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"found {text!r}, expected whole numbers such as 0,3,5") from error
+
+
 Finite = float | None
 Recipe = Annotated[str, typer.Argument(help="a YAML recipe: a file, or one that is shipped (configs/…)")]
 Overrides = Annotated[

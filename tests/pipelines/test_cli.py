@@ -15,7 +15,7 @@ from tests.tokenizer.members import members
 from tokenizer import BottleneckConfig
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "encode", "decode", "sample", "reconstruct", "evaluate", "run", "inspect", "schema")
+COMMANDS = tuple(sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands))
 BOTTLENECKS = ", ".join(repr(member.model_fields["kind"].default) for member in members(BottleneckConfig))
 
 
@@ -149,6 +149,11 @@ def test_a_mistake_in_a_recipe_is_one_message(monkeypatch, capsys, tmp_path, ove
         ["sample", "./no where", "--output", "out"],
         ["reconstruct", "nowhere", "--output", "out"],
         ["evaluate", "nowhere", "--output", "out"],
+        ["interpolate", "nowhere", "--from", "0", "--to", "1", "--output", "out"],
+        ["interpolate", "nowhere", "--from", "0", "--output", "out"],
+        ["traverse", "nowhere", "--output", "out"],
+        ["traverse", "nowhere", "--latents", "0,b", "--output", "out"],
+        ["anomaly", "nowhere", "--output", "out"],
         ["inspect", "nowhere"],
         ["train", "configs/shapes/prior.yaml", "tokens=nowhere"],
         ["train"],

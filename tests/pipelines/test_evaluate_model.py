@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import evaluate_model as command
 from pipelines.base.errors import UserError
 from pipelines.data import open_images
+from pipelines.evaluate import image_likelihood
+from pipelines.evaluate.disentanglement import disentanglement
 from pipelines.evaluate.image_likelihood import images_per_pass, mean_of
+from pipelines.evaluate.latent_window import latent_window
 from pipelines.evaluate_model import EvaluationRequest, evaluate_model
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.training.tokenizer_task import posterior_stream
@@ -59,7 +61,7 @@ def test_no_batch_size_changes_a_figure(tiny_vae, tmp_path):
 
 def test_a_killed_evaluation_continues(tiny_vae, tmp_path, monkeypatch):
     whole = evaluate_model(tiny_vae, DATA, tmp_path / "whole", EvaluationRequest(draws=20, batch_size=4))
-    measured, bounds_of = [], command.bounds_of
+    measured, bounds_of = [], image_likelihood.bounds_of
 
     def interrupted(model, batch, draws):
         if len(measured) == 8:
@@ -67,14 +69,16 @@ def test_a_killed_evaluation_continues(tiny_vae, tmp_path, monkeypatch):
         measured.extend(row.key for row in batch.metadata)
         return bounds_of(model, batch, draws)
 
-    monkeypatch.setattr(command, "bounds_of", interrupted)
+    monkeypatch.setattr(image_likelihood, "bounds_of", interrupted)
     output = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         evaluate_model(tiny_vae, DATA, output, EvaluationRequest(draws=20, batch_size=4))
     (file,) = (output / "unfinished").glob("0.jsonl")
     file.write_text(file.read_text()[:-20])  # the last line is torn: its pass is measured again
     assert not (output / "report.json").exists()
-    monkeypatch.setattr(command, "bounds_of", lambda *args: measured.extend([""] * len(args[1])) or bounds_of(*args))
+    monkeypatch.setattr(
+        image_likelihood, "bounds_of", lambda *args: measured.extend([""] * len(args[1])) or bounds_of(*args)
+    )
     assert evaluate_model(tiny_vae, DATA, output, EvaluationRequest(draws=20, batch_size=4)) == whole
     assert len(measured) == 8 + 9
     assert (output / "images.csv").read_text() == (tmp_path / "whole" / "images.csv").read_text()
@@ -165,3 +169,27 @@ def test_memory_is_bounded_by_the_images_of_a_pass(tiny_vae):
 def test_a_single_image_has_no_standard_error():
     assert mean_of([3.0]).standard_error is None
     assert mean_of([1.0, 3.0]).standard_error == pytest.approx(1.0)
+
+
+def test_data_with_factors_has_a_report_of_disentanglement(tiny_vae, tmp_path):
+    pytest.importorskip("sklearn")
+    data = grey_data(train=8, test=300, two_object_fraction=0)
+    report = evaluate_model(tiny_vae, data, tmp_path, EvaluationRequest(draws=2, max_images=250))
+    scores = report["disentanglement"]
+    assert scores["rows"] == 250 and scores["latents"] == 5 and scores["dci"] is not None
+    images = open_images(data, "test")
+    window = latent_window(load_tokenizer(tiny_vae).model, images, range(250), 64)
+    factors = images.factors(range(250))
+    assert window.means is not None and factors is not None
+    expected = disentanglement(window.means.numpy(), factors.values, factors.names, 0, ("mig",)).mig
+    assert scores["mig"] == pytest.approx(expected)
+    assert f"| MIG | {expected:.4f} |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "mutual_information.png").is_file()
+
+
+def test_scores_that_cannot_be_had_are_noted(tiny_vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    data = grey_data(train=8, test=60, two_object_fraction=0)
+    report = evaluate_model(tiny_vae, data, tmp_path, FEW)
+    assert report["disentanglement"]["sap"] is None
+    assert any("smalti[disentanglement]" in note for note in report["notes"])

@@ -6,6 +6,19 @@ and where there are fewer than 15,000, two thirds train the predictors of SAP an
 """
 
 from pipelines.evaluate.disentanglement.figure import draw_mutual_information
-from pipelines.evaluate.disentanglement.report import SCORES, DisentanglementReport, Score, disentanglement
+from pipelines.evaluate.disentanglement.report import (
+    SCORES,
+    DisentanglementReport,
+    Score,
+    disentanglement,
+    scores_that_are_possible,
+)
 
-__all__ = ["SCORES", "DisentanglementReport", "Score", "disentanglement", "draw_mutual_information"]
+__all__ = [
+    "SCORES",
+    "DisentanglementReport",
+    "Score",
+    "disentanglement",
+    "draw_mutual_information",
+    "scores_that_are_possible",
+]

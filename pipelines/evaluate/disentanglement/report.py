@@ -16,6 +16,7 @@ from pipelines.evaluate.disentanglement.sap import SAPScore, sap_score
 from pipelines.evaluate.disentanglement.scikit_learn import check_scikit_learn, check_values
 
 Score = Literal["mig", "factor_vae", "sap", "dci"]
+MOST_LATENTS = 128  # beyond, trees and support vector machines are too slow
 SCORES: tuple[Score, ...] = ("mig", "factor_vae", "sap", "dci")
 
 
@@ -84,6 +85,18 @@ def disentanglement(
         sap=sap_score(train, test) if "sap" in scores else None,
         dci=dci_score(train, test, seed) if "dci" in scores else None,
     )
+
+
+def scores_that_are_possible(latents: int) -> tuple[tuple[Score, ...], list[str]]:
+    """The scores that can be had of so many latents in minutes, and notes on those that are left out."""
+    quick: tuple[Score, ...] = ("mig", "factor_vae")
+    if latents > MOST_LATENTS:
+        return quick, [f"SAP and DCI are left out: they would take hours for {latents:,} latent units"]
+    try:
+        check_scikit_learn()
+    except UserError as error:
+        return quick, [str(error)]
+    return SCORES, []
 
 
 def _checked(representation: np.ndarray, factors: np.ndarray, names: Sequence[str]) -> Rows:

@@ -1,0 +1,66 @@
+"""Images that a user points at: rows of a split, or files."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from pipelines.base.errors import UserError
+from pipelines.data import ImageDataset, Preprocess
+from pipelines.data.dataset import Unreadable
+from pipelines.data.image_files import DECODE_ERRORS, open_image, reason
+from pipelines.data.preprocess import prepare_image
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Images and their labels (-1: none)."""
+
+    image: UInt8[Tensor, "n c h w"]
+    label: Int64[Tensor, " n"]
+
+    def digest(self) -> str:
+        """sha256 of pixels and labels."""
+        return hashlib.sha256(self.image.numpy().tobytes() + self.label.numpy().tobytes()).hexdigest()
+
+
+def choose_images(
+    names: Sequence[str], preprocess: Preprocess, open_rows: Callable[[], ImageDataset], max_pixels: int = 50_000_000
+) -> ChosenImages:
+    """A whole number is a row of the split that `open_rows` opens, anything else the path of an image.
+
+    Raises:
+        UserError: no such row or file, or it cannot be read; as `open_rows`, which is called if a row is wanted.
+    """
+    rows = open_rows() if any(_is_row(name) for name in names) else None
+    found = [
+        _row(rows, int(name)) if rows is not None and _is_row(name) else (_file(Path(name), preprocess, max_pixels), -1)
+        for name in names
+    ]
+    return ChosenImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
+
+
+def _is_row(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _row(images: ImageDataset, row: int) -> tuple[Tensor, int]:
+    if row >= len(images):
+        raise UserError(f"row {row}: the split has {len(images):,} images, expected 0 to {len(images) - 1}")
+    found = images.read(row)
+    if isinstance(found, Unreadable):
+        raise UserError(f"row {row}: cannot be read ({found})")
+    return found.image, -1 if found.label is None else found.label
+
+
+def _file(path: Path, preprocess: Preprocess, max_pixels: int) -> Tensor:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a row number or the path of an image")
+    try:
+        return prepare_image(open_image(path, max_pixels), preprocess)
+    except DECODE_ERRORS as error:
+        raise UserError(f"{path}: cannot be read as an image ({reason(error)})") from error
