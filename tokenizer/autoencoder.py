@@ -19,6 +19,7 @@ from tokenizer.bottlenecks import (
     build_bottleneck,
     check_grid,
 )
+from tokenizer.code_grids import CodeGrids, code_axes
 from tokenizer.conditions import ConditionConfig, LabelEmbedding
 from tokenizer.latent_priors import LatentPriorConfig, StandardNormalConfig, build_latent_prior
 from tokenizer.latents import LatentDistribution, Posterior
@@ -89,7 +90,8 @@ class AutoencoderOutput:
 
 
 class Autoencoder(nn.Module):
-    """Images (b, c, H, W), uint8 or float in [0, 1]  <->  latents z (b, d, h, w), and codes (b, h, w, q) if discrete.
+    """Images (b, c, H, W), uint8 or float in [0, 1]  <->  latents z (b, d, h, w), and codes (b, h, w, q) if discrete,
+    (b, n) of several levels (see `CodeGrids`).
 
     The levels of a hierarchical latent are one z (b, total, 1, 1), from the top, see `latent_shapes`.
 
@@ -123,9 +125,15 @@ class Autoencoder(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """(h, w, q): rows, columns and codes per position; q = 0 when the latent is continuous."""
+        """(h, w, q) of the latent: rows, columns and codes per position; q = 0 when it is continuous."""
         side = self.config.backbone.grid_side(self.config.image_size)
         return side, side, self.bottleneck.num_quantizers
+
+    @property
+    def code_grids(self) -> CodeGrids:
+        """The grids of codes, coarse to fine: one, or several of a bottleneck with levels; none if continuous."""
+        rows, columns, _ = self.grid
+        return () if self.num_codes is None else self.quantizer.code_grids(rows, columns)
 
     @property
     def num_codes(self) -> int | None:
@@ -214,17 +222,16 @@ class Autoencoder(nn.Module):
         return self.likelihood.mean(self._decoder(z, self._embed(condition, len(z))))
 
     def decode_codes(
-        self, codes: Integer[Tensor, "b h w q"], condition: Tensor | None = None
+        self, codes: Integer[Tensor, " b *codes"], condition: Tensor | None = None
     ) -> Float[Tensor, "b c h2 w2"]:
         """Images in [0, 1] of codes of any integer dtype.
 
         Raises ValueError for a continuous latent, another grid, or codes out of range.
         """
         quantizer = self.quantizer
-        if tuple(codes.shape[1:]) != self.grid:
-            raise ValueError(
-                f"codes have the grid {tuple(codes.shape[1:])}, expected {self.grid} (rows, columns, num_quantizers)"
-            )
+        if tuple(codes.shape[1:]) != (expected := code_axes(self.code_grids)):
+            meaning = "rows, columns, num_quantizers" if len(expected) == 3 else "the codes of all levels"
+            raise ValueError(f"codes have the grid {tuple(codes.shape[1:])}, expected {expected} ({meaning})")
         return self.decode(quantizer.codes_to_latents(codes), condition)
 
     def reconstruct(self, x: Images, condition: Tensor | None = None) -> Float[Tensor, "b c h w"]:

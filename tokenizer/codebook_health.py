@@ -82,7 +82,7 @@ class CodeUsage:
         counts, q = self.counts.cpu(), self.num_quantizers
         codebooks = [None] * q if embedding is None else list(embedding.view(q, self.num_codes, -1))
         parts = [_Quantizer.of(row, codebook) for row, codebook in zip(counts, codebooks, strict=True)]
-        worst = max(range(q), key=lambda i: (_SEVERITY.index(parts[i].verdict()[0]), -parts[i].used))
+        worst = max(range(q), key=lambda i: (SEVERITY.index(parts[i].verdict()[0]), -parts[i].used))
         verdict, reason = parts[worst].verdict()
         return CodebookHealth(
             usage=sum(part.used for part in parts) / counts.numel(),
@@ -144,7 +144,7 @@ class _Quantizer:
         return "healthy", f"{used}, {effective}"
 
 
-_SEVERITY: list[Verdict] = ["healthy", "weak", "collapsed"]
+SEVERITY: list[Verdict] = ["healthy", "weak", "collapsed"]
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ class Evaluation:
     """
 
     figures: dict[str, Float[Tensor, " b"]]
-    codes: Int[Tensor, "b h w q"] | None
+    codes: Int[Tensor, " b *codes"] | None
     posterior: Posterior | None = None
     latent_prior: LatentDistribution | None = None
 

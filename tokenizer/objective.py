@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tokenizer.autoencoder import Autoencoder, AutoencoderOutput
+from tokenizer.code_grids import CodeGrids, split_codes
 from tokenizer.kl_guards import KLGuard, guarded_batch
 from tokenizer.options import Options
 from tokenizer.regularizers import (
@@ -193,8 +194,8 @@ class AutoencoderPhase(nn.Module):
         For a discriminator's phase the batch gets two entries, see `tokenizer.regularizers.discriminator`.
 
         Metrics are detached scalars: the mean over the batch of each unweighted term, "loss" per dimension,
-        "perplexity_batch" of a discrete model (this batch's codes only: a small batch bounds it), and the bottleneck's
-        own. Figures of evaluation come from `evaluate`.
+        "perplexity_batch" of a discrete model (this batch's codes only: a small batch bounds it; of several levels the
+        mean, and each, coarse to fine), and the bottleneck's own. Figures of evaluation come from `evaluate`.
         """
         doubly = self.objective.gradient_estimator == "doubly_reparameterized"
         labels = batch.get("label") if self.model.takes_labels else None
@@ -204,9 +205,8 @@ class AutoencoderPhase(nn.Module):
         loss = combine(out, self.objective, step) / self.model.dims
         metrics = {name: term.detach().mean() for name, term in (out.terms | out.batch_terms).items()}
         metrics |= out.bottleneck.metrics | found | {"loss": loss.detach()}
-        codes = out.bottleneck.codes
-        if codes is not None and self.model.num_codes is not None:
-            metrics["perplexity_batch"] = perplexity(codes, self.model.num_codes)
+        if out.bottleneck.codes is not None:
+            metrics |= batch_perplexities(out.bottleneck.codes, self.model.code_grids)
         return loss, metrics
 
     def _regularized(
@@ -254,6 +254,14 @@ def _refuse_other_latents(objective: ObjectiveConfig, out: AutoencoderOutput, ki
             regularizer.check_latent(out)
         except ValueError as error:
             raise ValueError(f"regularizers: {regularizer.kind}: {error}") from error
+
+
+def batch_perplexities(codes: Int[Tensor, " b *codes"], grids: CodeGrids) -> dict[str, Float[Tensor, ""]]:
+    """The mean over the levels and, where there are several, each of them."""
+    levels = zip(split_codes(codes, grids), grids, strict=True)
+    found = [perplexity(level, grid.num_codes) for level, grid in levels]
+    each = {f"perplexity_batch_{i}": value for i, value in enumerate(found, 1)} if len(found) > 1 else {}
+    return {"perplexity_batch": torch.stack(found).mean()} | each
 
 
 def perplexity(codes: Int[Tensor, "b h w q"], num_codes: int) -> Float[Tensor, ""]:

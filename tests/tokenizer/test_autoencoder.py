@@ -14,6 +14,7 @@ from tokenizer import (
     LatentPriorConfig,
     LikelihoodConfig,
     ObjectiveConfig,
+    code_axes,
     evaluate,
     evaluating,
 )
@@ -80,7 +81,8 @@ def test_shapes(name):
     assert "nll" in out.terms and {term.shape for term in out.terms.values()} == {(5, 1)}
     assert {*out.terms, *out.batch_terms} == model.term_names()
     if name in DISCRETE:
-        assert out.bottleneck.codes.shape == (5, 2, 2, quantizers)
+        assert out.bottleneck.codes.shape == (5, *code_axes(model.code_grids))
+        assert model.code_grids[-1].axes == (2, 2, quantizers)
         assert "kl" not in out.terms and model.latent_prior is None
     else:
         assert out.bottleneck.codes is None and model.num_codes is None

@@ -1,4 +1,5 @@
-"""The contract of every bottleneck in the union. What one of them promises beyond it is tested in its own file."""
+"""The contract of every bottleneck in the union. What one of them promises beyond it is tested in its own file, and the
+one with levels, whose latents do not depend on one position only, in test_multilevel.py."""
 
 import math
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from tests.tokenizer.members import examples
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, ContinuousBottleneck, Quantizer, build_bottleneck
 
-MEMBERS = examples(BottleneckConfig)
+MEMBERS = {name: config for name, config in examples(BottleneckConfig).items() if config.kind != "multilevel"}
 SIDE = (4, 5)
 DISCRETE = [name for name, config in MEMBERS.items() if build_bottleneck(config, SIDE).num_codes is not None]
 
@@ -81,6 +82,7 @@ def test_shapes(name, training):
     if name in DISCRETE:
         assert out.posterior is None and out.z.shape == (2, bottleneck.dim, *SIDE)
         assert out.codes.shape == (2, *SIDE, bottleneck.num_quantizers)
+        assert [grid.axes for grid in bottleneck.code_grids(*SIDE)] == [out.codes.shape[1:]]
         assert out.codes.min() >= 0 and out.codes.max() < bottleneck.num_codes
     else:
         levels = bottleneck.latent_shapes(SIDE)

@@ -13,8 +13,8 @@ from tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 
 def _trained(config) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
-    bottleneck: Any = build_bottleneck(config, (4, 5))
-    h = torch.randn(2, bottleneck.in_channels, 4, 5)
+    bottleneck: Any = build_bottleneck(config, (4, 4))
+    h = torch.randn(2, bottleneck.in_channels, 4, 4)
     bottleneck(h + torch.randn_like(h), 0)
     bottleneck.after_step(0)
     return bottleneck, h

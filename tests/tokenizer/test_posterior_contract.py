@@ -21,7 +21,7 @@ from tokenizer.layers import Sequential
 from tokenizer.posteriors import FullGaussian
 from tokenizer.standard_normal import StandardNormal
 
-MEMBERS = examples(BottleneckConfig)
+MEMBERS = {name: config for name, config in examples(BottleneckConfig).items() if config.continuous}
 GRID = (2, 1)
 
 

@@ -1,6 +1,7 @@
 """The bottlenecks between encoder and decoder, behind the contract of `Bottleneck` and `Quantizer`.
 
-A new one is a file, one line in the union, and a `case` in `build_bottleneck`.
+A new one is a file, one line in the union, and a `case` in `build_bottleneck`; a new quantizer has both of them in
+quantizers.py, so that it is also a level of a `multilevel` bottleneck.
 """
 
 from typing import Annotated
@@ -10,17 +11,15 @@ from pydantic import Field
 from tokenizer.bottlenecks.contract import Bottleneck, BottleneckOutput, ContinuousBottleneck, Quantizer
 from tokenizer.bottlenecks.deterministic import Deterministic, DeterministicConfig
 from tokenizer.bottlenecks.flow_gaussian import FlowGaussianBottleneck, FlowGaussianConfig
-from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
 from tokenizer.bottlenecks.full_gaussian import FullGaussianBottleneck, FullGaussianConfig
 from tokenizer.bottlenecks.gaussian import Gaussian, GaussianConfig
 from tokenizer.bottlenecks.ladder import Ladder, LadderConfig
-from tokenizer.bottlenecks.lfq import LFQ, LFQConfig
-from tokenizer.bottlenecks.vq import VQ, VQConfig
+from tokenizer.bottlenecks.multilevel import Multilevel, MultilevelConfig
+from tokenizer.bottlenecks.quantizers import QuantizerConfig, build_quantizer
 
 BottleneckConfig = Annotated[
-    VQConfig
-    | FSQConfig
-    | LFQConfig
+    QuantizerConfig
+    | MultilevelConfig
     | GaussianConfig
     | FullGaussianConfig
     | FlowGaussianConfig
@@ -41,20 +40,16 @@ __all__ = [
 
 
 def check_grid(config: BottleneckConfig, grid: tuple[int, int]) -> None:
-    """Raises ValueError when a latent grid of this many rows and columns is too large for the bottleneck."""
-    if isinstance(config, FullGaussianConfig):
+    """Raises ValueError when a latent grid of this many rows and columns does not suit the bottleneck."""
+    if isinstance(config, FullGaussianConfig | MultilevelConfig):
         config.check_grid(grid)
 
 
 def build_bottleneck(config: BottleneckConfig, grid: tuple[int, int]) -> Bottleneck:
     """The module that `config` describes, for a latent grid of this many rows and columns."""
     match config:
-        case VQConfig():
-            return VQ(config)
-        case FSQConfig():
-            return FSQ(config)
-        case LFQConfig():
-            return LFQ(config)
+        case MultilevelConfig():
+            return Multilevel(config, grid)
         case GaussianConfig():
             return Gaussian(config)
         case FullGaussianConfig():
@@ -65,3 +60,5 @@ def build_bottleneck(config: BottleneckConfig, grid: tuple[int, int]) -> Bottlen
             return Ladder(config, grid)
         case DeterministicConfig():
             return Deterministic(config)
+        case _:
+            return build_quantizer(config)

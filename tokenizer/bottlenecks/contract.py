@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from tokenizer.code_grids import CodeGrids
 from tokenizer.latents import LatentDistribution, LatentPrior, Posterior, PosteriorOf
 
 MAX_CODES = 2**20  # of a codebook: figures count the use of every code, and a prior has an id for each
@@ -16,7 +17,8 @@ class BottleneckOutput:
     """Latents and what was learned on the way to them.
 
     latent: float32; None if it is the posterior's mean, see `z`.
-    codes: integers in [0, num_codes), q per position; None for a continuous bottleneck.
+    codes: integers in [0, num_codes), q per position, on one grid or on several (see `CodeGrids`); None for a
+        continuous bottleneck.
     posterior: q(z | x) of a latent that is random.
     terms: unweighted losses by name, summed over each image, with a second dimension for the draws (here 1).
     batch_terms: unweighted losses of the whole batch, on the scale of one image.
@@ -24,7 +26,7 @@ class BottleneckOutput:
     """
 
     latent: Float[Tensor, "b d h w"] | None = None
-    codes: Int[Tensor, "b h w q"] | None = None
+    codes: Int[Tensor, " b *codes"] | None = None
     posterior: Posterior | None = None
     terms: dict[str, Float[Tensor, "b k"]] = field(default_factory=dict)
     batch_terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
@@ -45,7 +47,8 @@ class Bottleneck(Protocol):
 
     in_channels: channels that it takes from the encoder. dim: channels that it gives to the decoder: those of z, unless
     the latent has levels.
-    num_codes: size of a codebook; None if continuous. num_quantizers: codes per position; 0 if continuous.
+    num_codes: size of a codebook; None if continuous. num_quantizers: codes per position; 0 if continuous. Of several
+        grids of codes, the largest of each.
     embedding: learned codebooks (q, K, d), or None.
     """
 
@@ -108,7 +111,16 @@ class OneLevel:
 class Quantizer(Bottleneck, Protocol):
     """A discrete bottleneck: `num_codes` and `num_quantizers` are at least 1."""
 
-    def codes_to_latents(self, codes: Integer[Tensor, "b h w q"]) -> Float[Tensor, "b d h w"]:
+    @property
+    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
+        """The learned codebooks of each grid of codes."""
+        ...
+
+    def code_grids(self, rows: int, columns: int) -> CodeGrids:
+        """The grids of the codes of features with this many rows and columns, coarse to fine."""
+        ...
+
+    def codes_to_latents(self, codes: Integer[Tensor, " b *codes"]) -> Float[Tensor, "b d h w"]:
         """The latents that `forward` gives these codes in evaluation. Any integer dtype; ValueError out of range."""
         ...
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes, count_nonfinite
+from tokenizer.code_grids import CodeGrid, CodeGrids
 from tokenizer.options import Options
 from tokenizer.straight_through import straight_through
 
@@ -50,6 +51,13 @@ class FSQ(nn.Module):
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         basis = [prod(config.levels[:i]) for i in range(self.dim)]
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
+
+    @property
+    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
+        return (self.embedding,)
+
+    def code_grids(self, rows: int, columns: int) -> CodeGrids:
+        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
 
     def forward(self, h: Float[Tensor, "b d h w"], step: int = 0) -> BottleneckOutput:
         bounded = self._bound(h.float().movedim(1, -1))

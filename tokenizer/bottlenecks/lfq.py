@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes, count_nonfinite
+from tokenizer.code_grids import CodeGrid, CodeGrids
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import straight_through
 
@@ -48,6 +49,13 @@ class LFQ(nn.Module):
         self.in_channels = self.dim = config.dim
         self.num_codes, self.num_quantizers, self.embedding = 2**config.dim, 1, None
         self.register_buffer("basis", 2 ** torch.arange(config.dim), persistent=False)
+
+    @property
+    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
+        return (self.embedding,)
+
+    def code_grids(self, rows: int, columns: int) -> CodeGrids:
+        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
 
     def forward(self, h: Float[Tensor, "b d h w"], step: int = 0) -> BottleneckOutput:
         h = h.float()

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from tokenizer.bottlenecks.codebook import Codebook
 from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes
+from tokenizer.code_grids import CodeGrid, CodeGrids
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import rotation_trick, straight_through
 
@@ -81,6 +82,13 @@ class VQ(nn.Module):
     def embedding(self) -> Float[Tensor, "q k d"]:
         """The vectors of all codebooks."""
         return torch.stack([codebook.embedding for codebook in self._codebooks])
+
+    @property
+    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
+        return (self.embedding,)
+
+    def code_grids(self, rows: int, columns: int) -> CodeGrids:
+        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
 
     def forward(self, h: Float[Tensor, "b d h w"], step: int = 0) -> BottleneckOutput:
         b, _, height, width = h.shape
