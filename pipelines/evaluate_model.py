@@ -31,7 +31,7 @@ from pipelines.evaluate.value_figure import draw_histograms
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
-from tokenizer import Autoencoder, CodebookHealth
+from tokenizer import Autoencoder, OverallHealth
 from tokenizer.latent_health import LatentHealth
 
 EVALUATION = OutputKind(
@@ -166,8 +166,7 @@ def _add_disentanglement(report: dict[str, Any], images: ImageDataset, window: L
 def _health(window: LatentWindow) -> dict[str, Any]:
     """The state of a continuous latent, or of a codebook without its counts."""
     content = None if window.health is None else window.health.as_dict()
-    if content is not None and isinstance(window.health, CodebookHealth):
-        del content["counts"]
+    if isinstance(window.health, OverallHealth):
         return {"latent_health": None, "codebook": content}
     return {"latent_health": content, "codebook": None}
 

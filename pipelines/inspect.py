@@ -25,13 +25,12 @@ from pipelines.recipes.data_arguments import data_of
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoded_window import encoded_window
 from pipelines.tokens.encoding_spec import compute_batch
-from pipelines.tokens.facts import Facts, dataset_facts, grid_text, shortened
+from pipelines.tokens.facts import Facts, dataset_facts, grids_text, shortened
 from pipelines.tokens.health_figure import draw_health
 from pipelines.tokens.statistics import TokenWindow, codebook_health, window_of
 from pipelines.tokens.verify import VerificationResult, verify
 from pipelines.training.metrics_log import read_metrics
-from tokenizer import Autoencoder
-from tokenizer.codebook_health import CodebookHealth
+from tokenizer import Autoencoder, CodebookHealth
 from tokenizer.latent_health import LatentHealth
 
 MOST_IMAGES = 10_000  # from which the health of a latent is measured
@@ -40,14 +39,14 @@ EXPECTED = "a tokenizer, prior, image pipeline, pipeline or run folder, or a tok
 
 @dataclass
 class Inspection:
-    """What was found: `facts` in order, and the codebook's `health` or the `latent_health` with its `figure` where
-    it could be measured.
+    """What was found: `facts` in order, and the `health` of the codebook of each level, coarse to fine, or the
+    `latent_health`, with its `figure` where it could be measured.
     """
 
     kind: str
     folder: Path
     facts: Facts
-    health: CodebookHealth | None = None
+    health: tuple[CodebookHealth, ...] = ()
     latent_health: LatentHealth | None = None
     figure: Path | None = None
     verified: VerificationResult | None = None
@@ -198,10 +197,12 @@ def _add_health(found: Inspection, window: TokenWindow, model: Autoencoder, figu
     if not window.rows:
         found.notes.append(f"split {window.name!r} has no rows, so nothing can be said about the codebook")
         return
-    found.health = health = codebook_health(window, model.bottleneck.embedding)
+    found.health = health = codebook_health(window, model.quantizer.embeddings)
     _draw(found, figure, lambda path: draw_health(path, window, health, model))
-    seen = f"{health.usage:.1%} used over {health.tokens:,} tokens of {window.name}"
-    found.facts.append(("codebook", f"{seen}, perplexity {health.perplexity:.1f}\n{health.verdict}: {health.reason}"))
+    for level, state in enumerate(health, 1):
+        seen = f"{state.usage:.1%} used over {state.tokens:,} tokens of {window.name}"
+        name = "codebook" if len(health) == 1 else f"codebook {level} of {len(health)}, grid {window.grids[level - 1]}"
+        found.facts.append((name, f"{seen}, perplexity {state.perplexity:.1f}\n{state.verdict}: {state.reason}"))
 
 
 def _add_latent_health(found: Inspection, tokenizer: LoadedTokenizer, data: DataConfig, figure: Path | None) -> None:
@@ -241,7 +242,6 @@ def _condition_facts(loaded: LoadedTokenizer) -> Facts:
 
 def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
     model, config = loaded.model, loaded.model.config
-    height, width, num_quantizers = model.grid
     facts = [
         (
             "images",
@@ -256,10 +256,10 @@ def _tokenizer_facts(loaded: LoadedTokenizer) -> Facts:
         shapes = " + ".join(f"{height} x {width} x {dim}" for dim, height, width in model.latent_shapes)
         latent = f"{config.bottleneck.kind}: continuous, {shapes}"
     else:
-        bits = height * width * num_quantizers * (model.num_codes - 1).bit_length()
+        bits = sum(grid.length * (grid.num_codes - 1).bit_length() for grid in model.code_grids)
         raw = config.image_size**2 * config.channels * 8
         latent = (
-            f"{config.bottleneck.kind}: {model.num_codes} codes, grid {grid_text(model.grid)}: "
+            f"{config.bottleneck.kind}: {grids_text(model.code_grids)}: "
             f"{bits:,} bits an image, {raw / max(bits, 1):.0f} times fewer than its pixels"
         )
     return [facts[0], ("bottleneck", latent), *facts[1:]]
@@ -269,7 +269,7 @@ def _prior_facts(loaded: LoadedPrior) -> Facts:
     spec = loaded.spec
     return [
         ("network", f"{_count(loaded.model)} parameters"),
-        ("tokens", f"{spec.tokens_per_image} of {spec.num_codes} codes, grid {grid_text(spec.grid)}"),
+        ("tokens", f"{spec.tokens_per_image} of {grids_text(spec.code_grids)}"),
         ("classes", shortened(loaded.classes)),
         ("tokenizer", f"{spec.tokenizer.kind}, fingerprint {spec.tokenizer.fingerprint[:12]}…"),
     ]

@@ -276,7 +276,7 @@ class Chain:
         shown = images.read_batch(range(min(OVERVIEW_ROWS, len(images)))).image
         labels = [i % (pipeline.num_classes or 1) for i in range(len(shown))] if pipeline.num_classes else []
         rows = overview_rows(pipeline, shown, labels, self.recipe.sample.seed)
-        draw_overview(self.root / "overview.png", rows, pipeline.prior.model.vocabulary.codes.size)
+        draw_overview(self.root / "overview.png", rows, [grid.num_codes for grid in pipeline.prior.spec.code_grids])
 
     def _label_accuracy(self) -> dict[str, Any]:
         chosen, samples = self.recipe.evaluate, read_samples(self.root / "samples")

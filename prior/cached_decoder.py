@@ -8,7 +8,8 @@ roundings fall elsewhere. Nothing in a step waits for the device.
 
 There are two modes with the same results. With growing views a step attends to the filled part of the cache, which is
 faster on a CPU. With fixed shapes it attends to the whole cache under a row of the mask, and the position is a tensor
-on the device: the kernels of all steps that share a quantizer are the same, so that a CUDA graph can replay them.
+on the device: the kernels of all steps that share a level and a quantizer are the same, so that a CUDA graph can
+replay them.
 """
 
 from dataclasses import dataclass
@@ -53,13 +54,14 @@ class CachedDecoder:
         self.length = self.vocabulary.length - 1  # the last code is drawn, never read
         self.embedding = network.token_embedding.weight.detach().clone()
         self.offsets = code_offsets(self.vocabulary, prior.device)
-        codes = self.vocabulary.codes
-        self.tables = self.embedding[-codes.num_ids :].split(codes.size)  # of each quantizer
+        sizes = list(self.vocabulary.table_sizes)
+        self.tables = self.embedding[-self.vocabulary.num_code_ids :].split(sizes)  # of each quantizer of each level
+        self.places = self.vocabulary.code_tables  # the table of each position of the codes
         self.positions = None if network.positions is None else network.positions.table().detach()
         self.rotation = self._rotation(prior.device) if network.rotary_dim else None
         self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=prior.device).tril()
         self.blocks = [self._block(block) for block in network.blocks]
-        self.code_heads = [_folded(network.final_norm, weight) for weight in network.code_heads()]
+        self.code_heads = [_folded(network.final_norm, head) for level in network.code_heads() for head in level]
         self.position = torch.zeros(1, dtype=torch.long, device=prior.device)
         self.caches: list[Tensor] = []
         self.filled = 0
@@ -72,7 +74,8 @@ class CachedDecoder:
 
     @torch.no_grad()
     def prefill(self, prefix: Int[Tensor, "b c"], codes: Int[Tensor, "b m"]) -> Float[Tensor, "b m+1 k"]:
-        """Logits of the first m + 1 codes, given the ids of each row's condition and its first m codes.
+        """Logits of the first m + 1 codes, given the ids of each row's condition and its first m codes; -inf for codes
+        that the level of a position does not have.
 
         Starts a new batch.
         """
@@ -84,17 +87,19 @@ class CachedDecoder:
         with torch.autocast(x.device.type, enabled=False):
             hidden = self._advance(x.flatten(0, 1), _Slice(0, self.filled)).view(rows, self.filled, -1)
             predicting = hidden[:, prefix.shape[1] - 1 :]
-            logits = hidden.new_empty(rows, codes.shape[1] + 1, self.vocabulary.codes.size)
-            for quantizer, head in enumerate(self.code_heads):
-                logits[:, quantizer :: len(self.code_heads)] = predicting[:, quantizer :: len(self.code_heads)] @ head
+            logits = hidden.new_full((rows, codes.shape[1] + 1, self.vocabulary.most_codes), -torch.inf)
+            tables = torch.tensor(self.places[: codes.shape[1] + 1])
+            for table, head in enumerate(self.code_heads):
+                here = (tables == table).nonzero().squeeze(1).to(hidden.device)
+                logits[:, here, : head.shape[1]] = predicting[:, here] @ head
         self.position.fill_(self.filled)
         return logits
 
     @torch.no_grad()
     def step(self, codes: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Logits of the next code, given the one that was just chosen for each row."""
+        """Logits of the codes that the next position may take, given the one that was just chosen for each row."""
         place = self.filled - self.vocabulary.condition.length  # of these codes
-        x = F.embedding(codes, self.tables[place % len(self.tables)])
+        x = F.embedding(codes, self.tables[self.places[place]])
         with torch.autocast(x.device.type, enabled=False):
             if self.fixed_shapes:
                 hidden = self._advance(x, _DevicePosition(self.position, self.causal))
@@ -102,7 +107,7 @@ class CachedDecoder:
             else:
                 hidden = self._advance(x, _Slice(self.filled, self.filled + 1))
             self.filled += 1
-            return torch.mm(hidden, self.code_heads[(place + 1) % len(self.code_heads)])
+            return torch.mm(hidden, self.code_heads[self.places[place + 1]])
 
     def _advance(self, x: Float[Tensor, "bm d"], places: "_Slice | _DevicePosition") -> Float[Tensor, "bm d"]:
         """The normalised hidden states of the next positions of every row; x is changed in place."""

@@ -19,7 +19,7 @@ class PriorPhase(nn.Module):
         self.model = model
 
     def forward(self, batch: Mapping[str, Tensor], step: int = 0) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean cross-entropy in nats per code of `batch["codes"]` (b, h, w, q), given `batch["label"]` (b,): -1 where
+        """Mean cross-entropy in nats per code of `batch["codes"]` (b, *axes), given `batch["label"]` (b,): -1 where
         an image has none.
 
         Raises ValueError when a conditional prior finds no condition in the batch; an unconditional one ignores it.
@@ -43,7 +43,7 @@ class PriorPhase(nn.Module):
 
 
 def sequence_logprobs(
-    prior: TokenPrior, codes: Integer[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+    prior: TokenPrior, codes: Integer[Tensor, " b *axes"], condition: Int[Tensor, "b ..."] | None = None
 ) -> Float[Tensor, "b n"]:
     """log p(code | condition, codes before it) of every code, in nats, in evaluation mode."""
     with prior.evaluation_mode():
@@ -52,7 +52,7 @@ def sequence_logprobs(
 
 
 def sequence_bits(
-    prior: TokenPrior, codes: Integer[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+    prior: TokenPrior, codes: Integer[Tensor, " b *axes"], condition: Int[Tensor, "b ..."] | None = None
 ) -> Float[Tensor, " b"]:
     """-log2 p(codes | condition): the bits of each whole image."""
     return sequence_logprobs(prior, codes, condition).sum(-1) / -math.log(2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from prior.cached_decoder import CachedDecoder
 from prior.conditioning import condition_tokens
 from prior.logits import SamplingOptions, process_logits
-from prior.sequence import check_range, codes_to_tokens
+from prior.sequence import check_codes, codes_to_tokens
 from prior.token_prior import TokenPrior
 
 
@@ -25,7 +25,7 @@ class SamplingRequest:
     """A batch of images to draw, one per seed.
 
     `condition` holds labels (b,) or longer conditions (b, c); None is the null condition. `prompt_codes` fixes the
-    first n0 codes of each image in raster order.
+    first n0 codes of each image, in the order in which they are drawn.
     """
 
     seeds: Sequence[int]
@@ -35,7 +35,7 @@ class SamplingRequest:
 
     def check(self, prior: TokenPrior) -> None:
         """Raise ValueError for what does not fit the prior or itself."""
-        options, codes = self.options, prior.vocabulary.codes
+        options, length = self.options, prior.vocabulary.code_length
         if options.guided and self.condition is None:
             raise ValueError(f"guidance_scale={options.guidance_scale} needs a condition to guide towards, got none")
         if options.guided and not prior.can_be_guided:
@@ -54,10 +54,10 @@ class SamplingRequest:
             if not 0 <= seed < 2**64:
                 raise ValueError(f"seeds must lie in [0, 2^64), found {seed}")
         if (prompt := self.prompt_codes) is not None:
-            if len(prompt) != len(self.seeds) or prompt.shape[1] > codes.length:
-                found, expected = tuple(prompt.shape), f"({len(self.seeds)}, at most {codes.length})"
+            if len(prompt) != len(self.seeds) or prompt.shape[1] > length:
+                found, expected = tuple(prompt.shape), f"({len(self.seeds)}, at most {length})"
                 raise ValueError(f"prompt_codes has the shape {found}, expected {expected}")
-            check_range(prompt, codes.size, "prompt_codes")
+            check_codes(prompt, prior.vocabulary, "prompt_codes")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class GenerationOutput:
     filters or guidance, so that their sum is the log-likelihood of the image whatever the options; prompts included.
     """
 
-    codes: Int[Tensor, "b h w q"]
+    codes: Int[Tensor, " b *axes"]
     logprobs: Float[Tensor, "b n"]
 
 
@@ -138,8 +138,8 @@ class _NaiveSource:
     def __init__(self, prior: TokenPrior, request: SamplingRequest):
         request.check(prior)
         self.prior, self.prefixes = prior, _prefixes(prior, request)
-        grid = prior.vocabulary.codes.axes
-        self.codes = torch.zeros(len(request.seeds), *grid, dtype=torch.long, device=prior.device)
+        axes = prior.vocabulary.code_axes
+        self.codes = torch.zeros(len(request.seeds), *axes, dtype=torch.long, device=prior.device)
         self.decided = 0
 
     def start(self, prompt: Int[Tensor, "b m"]) -> tuple[Tensor, ...]:
@@ -150,7 +150,8 @@ class _NaiveSource:
     def step(self, codes: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
         self.codes.flatten(1)[:, self.decided] = codes
         self.decided += 1
-        return tuple(self._logits(prefix)[:, self.decided] for prefix in self.prefixes)
+        size = self.prior.vocabulary.code_sizes[self.decided]
+        return tuple(self._logits(prefix)[:, self.decided, :size] for prefix in self.prefixes)
 
     def _logits(self, prefix: Tensor) -> Tensor:
         return self.prior.logits(prefix, codes_to_tokens(self.codes, self.prior.vocabulary)[:, :-1])
@@ -164,7 +165,7 @@ def _prefixes(prior: TokenPrior, request: SamplingRequest) -> list[Int[Tensor, "
 
 @torch.inference_mode()  # while a step is computed, and not in the code that consumes the steps
 def _steps(source: _CachedSource | _NaiveSource, prior: TokenPrior, request: SamplingRequest) -> Iterator[Step]:
-    length, options = prior.vocabulary.codes.length, request.options
+    length, sizes, options = prior.vocabulary.code_length, prior.vocabulary.code_sizes, request.options
     prompt = torch.empty(len(request.seeds), 0) if request.prompt_codes is None else request.prompt_codes
     prompt = prompt.to(prior.device, torch.long)
     uniforms = _uniforms(request.seeds, length).to(prior.device) if options.do_sample else None
@@ -172,7 +173,7 @@ def _steps(source: _CachedSource | _NaiveSource, prior: TokenPrior, request: Sam
     branches = source.start(prompt[:, : length - 1])
     for position, codes in enumerate(prompt.unbind(dim=1)):
         yield Step(position, codes, _logprob(branches[0][:, position], codes))
-    branches = tuple(logits[:, -1] for logits in branches)
+    branches = tuple(logits[:, -1, : sizes[min(prompt.shape[1], length - 1)]] for logits in branches)
     for position in range(prompt.shape[1], length):
         codes = _choose(process_logits(branches[0], options, *branches[1:]), uniforms, position)
         yield Step(position, codes, _logprob(branches[0], codes))
@@ -210,7 +211,7 @@ def _collect(prior: TokenPrior, steps: Iterator[Step], callback: Callback | None
         if callback is not None:
             callback(step)
     output = GenerationOutput(
-        torch.stack(codes, dim=1).view(-1, *prior.vocabulary.codes.axes), torch.stack(logprobs, dim=1)
+        torch.stack(codes, dim=1).view(-1, *prior.vocabulary.code_axes), torch.stack(logprobs, dim=1)
     )
     if not output.logprobs.isfinite().all():
         raise ValueError("the prior gives logits that are not finite")

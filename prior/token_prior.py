@@ -26,7 +26,9 @@ class PriorConfig(BaseModel):
 
 
 class TokenPrior(nn.Module):
-    """p(codes | condition), one code after another in raster order, the quantizers of a cell one after the other."""
+    """p(codes | condition), one code after another: level by level from the coarsest, in raster order, the quantizers
+    of a cell one after the other.
+    """
 
     def __init__(self, config: PriorConfig):
         super().__init__()
@@ -48,9 +50,10 @@ class TokenPrior(nn.Module):
         return self.vocabulary.conditional and self.config.condition_dropout > 0
 
     def forward(
-        self, codes: Integer[Tensor, "b h w q"], condition: Int[Tensor, "b ..."] | None = None
+        self, codes: Integer[Tensor, " b *axes"], condition: Int[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b n k"]:
-        """Logits of the code at every position given the condition and the codes before it.
+        """Logits of the code at every position given the condition and the codes before it; -inf for codes that the
+        level of the position does not have.
 
         In training mode a condition is dropped with probability `condition_dropout`. Raises ValueError for another
         grid, for codes or conditions out of range, and for a condition given to an unconditional prior.

@@ -112,18 +112,32 @@ class Transformer(nn.Module):
             x = block(x, angles)
         return self.final_norm(x)
 
-    def code_heads(self) -> Float[Tensor, "q k d"]:
-        """The map from hidden states to logits, one matrix for each quantizer of the codes."""
-        codes = self.vocabulary.codes
-        return self.to_logits.weight[-codes.num_ids :].unflatten(0, (codes.num_quantizers, codes.size))
+    def code_heads(self) -> list[Float[Tensor, "q k d"]]:
+        """The maps from hidden states to logits: for each level of codes, one matrix for each quantizer."""
+        levels = self.vocabulary.codes
+        weight = self.to_logits.weight[-self.vocabulary.num_code_ids :]
+        parts = zip(weight.split([level.num_ids for level in levels]), levels, strict=True)
+        return [part.unflatten(0, (level.num_quantizers, level.size)) for part, level in parts]
 
     def code_logits(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k"]:
-        """Logits of the codes of whole images; `hidden` are the states that predict them."""
-        heads = self.code_heads()
-        if len(heads) == 1:
-            return F.linear(hidden, heads[0])
-        grouped = rearrange(hidden, "b (c q) d -> q (b c) d", q=len(heads))
-        return rearrange(torch.bmm(grouped, heads.mT), "q (b c) k -> b (c q) k", b=len(hidden))
+        """Logits of the codes of whole images; `hidden` are the states that predict them.
+
+        k is the size of the largest level. Logits beyond the codes of a position's own level are -inf.
+        """
+        most, lengths = self.vocabulary.most_codes, [level.length for level in self.vocabulary.codes]
+        parts = zip(hidden.split(lengths, dim=1), self.code_heads(), strict=True)
+        levels = [_level_logits(part, heads) for part, heads in parts]
+        if len(levels) == 1:
+            return levels[0]
+        return torch.cat([F.pad(level, (0, most - level.shape[-1]), value=-math.inf) for level in levels], dim=1)
+
+
+def _level_logits(hidden: Float[Tensor, "b n d"], heads: Float[Tensor, "q k d"]) -> Float[Tensor, "b n k"]:
+    """Logits of the codes of one level."""
+    if len(heads) == 1:
+        return F.linear(hidden, heads[0])
+    grouped = rearrange(hidden, "b (c q) d -> q (b c) d", q=len(heads))
+    return rearrange(torch.bmm(grouped, heads.mT), "q (b c) k -> b (c q) k", b=len(hidden))
 
 
 @cache

@@ -1,6 +1,7 @@
 """One id space for everything that the prior reads: a condition, then codes."""
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -36,7 +37,8 @@ class Segment(BaseModel):
 
 
 class Vocabulary(BaseModel):
-    """An ordered tuple of segments: first the condition, then the codes, which the prior draws one after the other.
+    """An ordered tuple of segments: first the condition, then the codes, which the prior draws one after the other: one
+    segment, or one for each level of codes, coarse to fine.
 
     Ids run through the segments in order. The largest value of the condition's segment is the null condition, which
     stands for an absent one: an unconditional prior has a condition segment of size 1.
@@ -44,16 +46,27 @@ class Vocabulary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    segments: tuple[Segment, Segment]
+    segments: tuple[Segment, ...] = Field(min_length=2)
 
     @classmethod
     def of_labels_and_codes(
         cls, num_codes: int, grid: tuple[int, int, int], num_classes: int | None = None
     ) -> "Vocabulary":
         """One of `num_classes` labels (None: the prior is unconditional), then an (h, w, q) grid of codes."""
+        return cls.of_labels_and_levels([(num_codes, grid)], num_classes)
+
+    @classmethod
+    def of_labels_and_levels(
+        cls, levels: Sequence[tuple[int, tuple[int, int, int]]], num_classes: int | None = None
+    ) -> "Vocabulary":
+        """A label as above, then levels of codes, coarse to fine: number of codes and (h, w, q) grid of each."""
         label = Segment(name="label", size=(num_classes or 0) + 1)
-        codes = Segment(name="codes", size=num_codes, shape=grid[:2], num_quantizers=grid[2])
-        return cls(segments=(label, codes))
+        names = ["codes"] if len(levels) == 1 else [f"codes {i}" for i in range(1, len(levels) + 1)]
+        codes = [
+            Segment(name=name, size=size, shape=grid[:2], num_quantizers=grid[2])
+            for name, (size, grid) in zip(names, levels, strict=True)
+        ]
+        return cls(segments=(label, *codes))
 
     @model_validator(mode="after")
     def _check_condition(self) -> "Vocabulary":
@@ -66,8 +79,49 @@ class Vocabulary(BaseModel):
         return self.segments[0]
 
     @property
-    def codes(self) -> Segment:
-        return self.segments[1]
+    def codes(self) -> tuple[Segment, ...]:
+        """The levels of codes, coarse to fine."""
+        return self.segments[1:]
+
+    @property
+    def code_axes(self) -> tuple[int, ...]:
+        """The shape of the codes of one image: (h, w, q) of one level, (n,) of several."""
+        return self.codes[0].axes if len(self.codes) == 1 else (self.code_length,)
+
+    @property
+    def code_length(self) -> int:
+        """Number of codes of an image."""
+        return sum(segment.length for segment in self.codes)
+
+    @property
+    def num_code_ids(self) -> int:
+        """Number of ids of codes, which are the last ones."""
+        return sum(segment.num_ids for segment in self.codes)
+
+    @property
+    def most_codes(self) -> int:
+        """The size of the largest level: how many logits a position has at most."""
+        return max(segment.size for segment in self.codes)
+
+    @property
+    def code_sizes(self) -> tuple[int, ...]:
+        """How many codes each position of the codes chooses from."""
+        return tuple(segment.size for segment in self.codes for _ in range(segment.length))
+
+    @property
+    def code_tables(self) -> tuple[int, ...]:
+        """At each position of the codes, which table of codes it chooses from: each quantizer of each level has one."""
+        starts = accumulate((segment.num_quantizers for segment in self.codes[:-1]), initial=0)
+        return tuple(
+            start + position % segment.num_quantizers
+            for segment, start in zip(self.codes, starts, strict=True)
+            for position in range(segment.length)
+        )
+
+    @property
+    def table_sizes(self) -> tuple[int, ...]:
+        """The number of codes in each table of `code_tables`."""
+        return tuple(segment.size for segment in self.codes for _ in range(segment.num_quantizers))
 
     @property
     def conditional(self) -> bool:

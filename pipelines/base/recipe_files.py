@@ -177,6 +177,8 @@ def _as_written(location: tuple[Any, ...], content: Any) -> list[Any]:
         last = index == len(location) - 1
         if isinstance(node, dict) and part not in node and not last and node.get("kind") == part:
             continue
+        if index and not isinstance(part, int) and not isinstance(node, dict):  # a number or a list has no names in it
+            continue
         written.append(part)
         try:
             node = node[part] if isinstance(node, (dict, list)) else None
@@ -190,17 +192,26 @@ def _legal_keys(model: type[BaseModel], path: list[Any], content: Any) -> list[s
     candidates: list[type[BaseModel]] = [model]
     node = content
     for part in path:
+        if isinstance(node, list):  # its entries have the type of the whole
+            node = node[part] if isinstance(part, int) and part < len(node) else None
+            candidates = _of_kind(candidates, node)
+            continue
         fields = [candidate.model_fields.get(str(part)) for candidate in candidates]
         candidates = [found for field in fields if field for found in _models(field.annotation)]
         node = node.get(part) if isinstance(node, dict) else None
-        kind = node.get("kind") if isinstance(node, dict) else None
-        chosen = [
-            c
-            for c in candidates
-            if kind is not None and "kind" in c.model_fields and c.model_fields["kind"].default == kind
-        ]
-        candidates = chosen or candidates
+        candidates = _of_kind(candidates, node)
     return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _of_kind(candidates: list[type[BaseModel]], node: Any) -> list[type[BaseModel]]:
+    """Those of the kind that the recipe chose, all where it chose none."""
+    kind = node.get("kind") if isinstance(node, dict) else None
+    chosen = [
+        c
+        for c in candidates
+        if kind is not None and "kind" in c.model_fields and c.model_fields["kind"].default == kind
+    ]
+    return chosen or candidates
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -14,7 +14,7 @@ from pipelines.base.progress import progress
 from pipelines.data import ImageBatch, ImageDataset, ordered_batches
 from pipelines.training.latent_usage import LatentUsage
 from pipelines.training.tokenizer_task import labels_for, posterior_stream
-from tokenizer import Autoencoder, CodebookHealth
+from tokenizer import Autoencoder, OverallHealth
 from tokenizer.latent_health import LatentHealth
 
 SEED = 0  # of the draws from posteriors
@@ -30,7 +30,7 @@ class LatentWindow:
 
     rows: list[int]
     means: Float[Tensor, "n d"] | None
-    health: LatentHealth | CodebookHealth | None
+    health: LatentHealth | OverallHealth | None
 
 
 def latent_window(

@@ -1,5 +1,6 @@
 """One figure that shows the idea: an image, its grid of codes, its reconstruction; then codes that were sampled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,32 +17,35 @@ MAX_NUMBERED = 16  # codes a side; the numbers of a finer grid would be too smal
 
 @dataclass(frozen=True)
 class OverviewRow:
-    """A held-out image with its codes and reconstruction, and a sampled grid of codes with its decoded image.
+    """A held-out image with its codes and reconstruction, and sampled codes with their decoded image.
 
-    Images are (c, H, W), uint8 or float in [0, 1]; codes are those of the first quantizer. `title` names what was
-    asked of the sample.
+    Images are (c, H, W), uint8 or float in [0, 1]; codes are those of the first quantizer of each level, coarse to
+    fine. `title` names what was asked of the sample.
     """
 
     image: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"]
-    codes: Int[Tensor, "rows columns"]
+    codes: tuple[Int[Tensor, "_ _"], ...]
     reconstruction: Float[Tensor, "c h w"]
-    sampled_codes: Int[Tensor, "rows columns"]
+    sampled_codes: tuple[Int[Tensor, "_ _"], ...]
     sample: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"]
     title: str = ""
 
 
-def draw_overview(path: str | Path, rows: list[OverviewRow], num_codes: int) -> Path:
-    """Write one PNG with a row of five panels for each entry of `rows`."""
-    figure = Figure(figsize=(11, 2.45 * len(rows) + 0.1), layout="constrained")
-    grid = figure.subplots(len(rows), 5, squeeze=False)
+def draw_overview(path: str | Path, rows: list[OverviewRow], num_codes: Sequence[int]) -> Path:
+    """Write one PNG with a row of panels for each entry of `rows`. `num_codes`: the size of each level's codebook."""
+    levels = len(num_codes)
+    figure = Figure(figsize=(2.2 * (3 + 2 * levels), 2.45 * len(rows) + 0.1), layout="constrained")
+    grid = figure.subplots(len(rows), 3 + 2 * levels, squeeze=False)
     for panels, row in zip(grid, rows, strict=True):
         _show_image(panels[0], row.image)
-        _show_codes(panels[1], row.codes, num_codes)
-        _show_image(panels[2], row.reconstruction)
-        _show_codes(panels[3], row.sampled_codes, num_codes)
-        _show_image(panels[4], row.sample)
-        panels[4].set_xlabel(row.title, fontsize=9)
-    titles = ("an image", "→ its codes", "→ decoded again", "new codes, sampled", "→ a new image")
+        for i, size in enumerate(num_codes):
+            _show_codes(panels[1 + i], row.codes[i], size)
+            _show_codes(panels[2 + levels + i], row.sampled_codes[i], size)
+        _show_image(panels[1 + levels], row.reconstruction)
+        _show_image(panels[-1], row.sample)
+        panels[-1].set_xlabel(row.title, fontsize=9)
+    finer = ["+ finer ones"] * (levels - 1)
+    titles = ("an image", "→ its codes", *finer, "→ decoded again", "new codes, sampled", *finer, "→ a new image")
     for panel, title in zip(grid[0], titles, strict=True):
         panel.set_title(title, fontsize=11)
     with replacing(path) as temporary:

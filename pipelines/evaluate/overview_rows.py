@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipelines.evaluate.overview_figure import OverviewRow
 from pipelines.models.image_pipeline import ImageGenerationPipeline
+from tokenizer import split_codes
 
 
 @torch.no_grad()
@@ -26,7 +27,16 @@ def overview_rows(
     )
     samples = torch.as_tensor(drawn.images)
     names = [pipeline.classes[label] if pipeline.classes and label is not None else "" for label in drawn.labels]
+    grids = pipeline.tokenizer.model.code_grids
+    own, new = split_codes(codes.cpu(), grids), split_codes(drawn.tokens, grids)
     return [
-        OverviewRow(images[i], codes[i, ..., 0].cpu(), rebuilt[i], drawn.tokens[i, ..., 0], samples[i], names[i])
+        OverviewRow(
+            images[i],
+            tuple(level[i, ..., 0] for level in own),
+            rebuilt[i],
+            tuple(level[i, ..., 0] for level in new),
+            samples[i],
+            names[i],
+        )
         for i in range(len(images))
     ]

@@ -28,6 +28,10 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("reconstruction", f"PSNR {fidelity['psnr']:.2f} dB{likeness} ({fidelity['images']:,} images)"),
         ("codes used", f"{tokens['used']} of {tokens['size']} ({tokens['used'] / tokens['size']:.1%})"),
         ("perplexity of the codes", f"{tokens['perplexity']:.1f} ({tokens['verdict']})"),
+        *(
+            (f"… level {i} of {len(tokens['levels'])}", _level(level))
+            for i, level in enumerate(tokens.get("levels", ()), 1)
+        ),
         ("held-out bits per token", f"{bits['prior']:.3f} ({bits['images']:,} images)"),
         ("… unigram, bigram baseline", f"{bits['unigram']:.3f}, {bits['bigram']:.3f}"),
         ("… below the bigram baseline", f"{1 - bits['prior'] / bits['bigram']:.1%}"),
@@ -49,6 +53,10 @@ def rows(report: Report) -> list[tuple[str, str]]:
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
+
+
+def _level(tokens: Mapping[str, Any]) -> str:
+    return f"{tokens['used']} of {tokens['size']} used, perplexity {tokens['perplexity']:.1f} ({tokens['verdict']})"
 
 
 def write_report(folder: Path, report: Report, title: str) -> None:

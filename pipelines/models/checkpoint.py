@@ -6,6 +6,7 @@ The weights are written first and `config.json`, which holds their hash, last: a
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -58,19 +59,26 @@ class PriorFolder(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         vocabulary, spec = self.model.vocabulary, self.token_spec
-        codes, num_classes = vocabulary.codes, vocabulary.num_classes
-        if (codes.size, codes.axes) != (spec.num_codes, spec.grid):
+        num_classes = vocabulary.num_classes
+        ours = [(segment.size, segment.axes) for segment in vocabulary.codes]
+        theirs = [(grid.num_codes, grid.axes) for grid in spec.code_grids]
+        if ours != theirs:
             raise ValueError(
-                f"model.vocabulary has {codes.size} codes on the grid {codes.axes}, token_spec has "
-                f"{spec.num_codes} on {spec.grid}; expected the same"
+                f"model.vocabulary has {_in_words(ours)}, token_spec has {_in_words(theirs)}; expected the same"
             )
-        if codes.length > MOST_POSITIONS:
-            raise ValueError(f"the grid {codes.axes} is too large, expected at most {MOST_POSITIONS:,} positions")
+        if vocabulary.code_length > MOST_POSITIONS:
+            raise ValueError(
+                f"the grid {vocabulary.code_axes} is too large, expected at most {MOST_POSITIONS:,} positions"
+            )
         if self.classes is not None and len(self.classes) != num_classes:
             raise ValueError(f"classes: found {len(self.classes)}, but the network knows {num_classes or 'no'} labels")
         if num_classes is not None and spec.classes is not None and spec.classes != self.classes:
             raise ValueError("classes and token_spec.classes differ; expected the same names in the same order")
         return self
+
+
+def _in_words(levels: Sequence[tuple[int, tuple[int, ...]]]) -> str:
+    return ", then ".join(f"{size} codes on the grid {axes}" for size, axes in levels)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class ImageGenerationOutput:
     """
 
     images: list[Image.Image] | Float[Tensor, "n c h w"] | np.ndarray
-    tokens: Int[Tensor, "n rows columns q"]
+    tokens: Int[Tensor, " n *codes"]
     logprobs: Float[Tensor, "n length"]
     labels: list[int | None]
     seeds: list[int]
@@ -172,7 +172,7 @@ class ImageGenerationPipeline:
         return ImageGenerationOutput(images, torch.cat(codes), torch.cat(logprobs), labels, seeds)
 
     @torch.inference_mode()
-    def decode(self, codes: Int[Tensor, "b rows columns q"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, codes: Int[Tensor, " b *codes"]) -> Float[Tensor, "b c h w"]:
         """Images in [0, 1], float32 on the CPU.
 
         Every pass has one size, the last one padded: kernels are chosen by shape and round differently, and a level of
@@ -236,7 +236,7 @@ class ImageGenerationPipeline:
     def _step_end(self, callback: StepEndCallback | None, rows: range) -> Callable[[Step], object] | None:
         if callback is None:
             return None
-        steps = self.prior.model.vocabulary.codes.length
+        steps = self.prior.model.vocabulary.code_length
         return lambda step: callback(
             self, step.position, steps, {"codes": step.codes, "logprobs": step.logprobs, "images": rows}
         )

@@ -117,7 +117,7 @@ def _card(tokenizer: LoadedTokenizer, prior: LoadedPrior) -> str:
         size=config.image_size,
         mode=spec.preprocess.mode,
         tokens=spec.tokens_per_image,
-        codes=spec.num_codes,
+        codes=" + ".join(str(grid.num_codes) for grid in spec.code_grids),
         kind=config.bottleneck.kind,
         condition="none" if num_classes is None else ", ".join(prior.classes or (f"{num_classes} labels",)),
     )

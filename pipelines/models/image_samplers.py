@@ -70,7 +70,7 @@ class TokenSampler:
         self.pipeline, self.given = ImageGenerationPipeline.from_pretrained(folder, device), dict(options)
         self.weights = {part: folder / part / "model.safetensors" for part in ("tokenizer", "prior")}
         self.classes, self.num_classes = self.pipeline.classes, self.pipeline.num_classes
-        self.units = "token", self.pipeline.prior.model.vocabulary.codes.length
+        self.units = "token", self.pipeline.prior.model.vocabulary.code_length
 
     def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
         return self.pipeline.label_numbers(list(labels))

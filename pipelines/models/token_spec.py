@@ -8,9 +8,9 @@ skipped images) stand in `manifest.json` and on the card.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
@@ -18,10 +18,14 @@ from pipelines.base.recipe_files import flatten_keys, validate
 from pipelines.base.redaction import Public
 from pipelines.data.preprocess import Preprocess
 from pipelines.data.source import Split
+from tokenizer import CodeGrid, CodeGrids, code_axes
 from tokenizer.bottlenecks.contract import MAX_CODES
 
 Unsigned = Literal["uint8", "uint16", "uint32"]
 MAX_TOKENS_PER_IMAGE = 2**24
+Count = Annotated[int, Field(ge=1)]
+CodeCount = Annotated[int, Field(ge=1, le=MAX_CODES)]
+_number_or_numbers = Discriminator(lambda value: "numbers" if isinstance(value, list | tuple) else "number")
 
 
 def smallest_dtype(num_codes: int) -> Unsigned:
@@ -72,17 +76,22 @@ class Source(BaseModel):
 class TokenSpec(BaseModel):
     """The canonical spec, written as `token_spec.json` and embedded in a prior's `config.json`.
 
-    `levels` are the grids of codes, (rows, columns) each, coarse to fine; today's tokenizers have one. A position holds
-    `num_quantizers` codes. `order` says how codes become a row of tokens: level by level, position by position from the
-    top left, the codes of a position side by side. Values are 0 … num_codes - 1 only; special ids belong to the prior.
+    `levels` are the grids of codes, (rows, columns) each, coarse to fine. A position holds `num_quantizers` codes.
+    `order` says how codes become a row of tokens: level by level, position by position from the top left, the codes of
+    a position side by side. Values are 0 … num_codes - 1 only; special ids belong to the prior. Where there are several
+    levels, `num_codes` and `num_quantizers` have a number for each, and `dtype` holds the codes of the largest.
     `preprocess` holds the image size. `classes` names the labels, in order (None: no labels).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["smalti-tokens/1"] = "smalti-tokens/1"
-    num_codes: int = Field(ge=1, le=MAX_CODES)
-    num_quantizers: int = Field(ge=1)
-    levels: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=1)
+    num_codes: Annotated[
+        Annotated[CodeCount, Tag("number")] | Annotated[tuple[CodeCount, ...], Tag("numbers")], _number_or_numbers
+    ]
+    num_quantizers: Annotated[
+        Annotated[Count, Tag("number")] | Annotated[tuple[Count, ...], Tag("numbers")], _number_or_numbers
+    ]
+    levels: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=8)
     order: Literal["raster, quantizers innermost"] = "raster, quantizers innermost"
     dtype: Unsigned
     tokenizer: TokenizerIdentity
@@ -96,13 +105,18 @@ class TokenSpec(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         size = self.preprocess.size
+        for name in ("num_codes", "num_quantizers"):
+            found, several = getattr(self, name), len(self.levels) > 1
+            if isinstance(found, tuple) != several or (several and len(found) != len(self.levels)):
+                expected = "a number for each" if several else "one number"
+                raise ValueError(f"{name}: found {found} for {len(self.levels)} level(s), expected {expected}")
         for level in self.levels:
             if not (min(level) >= 1 and max(level) <= size):
                 raise ValueError(f"level {level}: expected 1 … {size} rows and columns for images of {size} x {size}")
         if self.tokens_per_image > MAX_TOKENS_PER_IMAGE:
             raise ValueError(f"{self.tokens_per_image:,} tokens an image, expected at most {MAX_TOKENS_PER_IMAGE:,}")
-        if self.dtype != (fitting := smallest_dtype(self.num_codes)):
-            raise ValueError(f"dtype of {self.num_codes} codes is {fitting}, found {self.dtype}")
+        if self.dtype != (fitting := smallest_dtype(self.most_codes)):
+            raise ValueError(f"dtype of {self.most_codes} codes is {fitting}, found {self.dtype}")
         if self.classes is not None and len({*self.classes}) < len(self.classes):
             raise ValueError(f"classes {_shown(self.classes)}: expected names that differ")
         if self.shards.keys() != self.source.rows.keys():
@@ -114,13 +128,24 @@ class TokenSpec(BaseModel):
         return self
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """(h, w, q) of the only level: rows, columns, codes a position."""
-        return (*self.levels[0], self.num_quantizers)
+    def code_grids(self) -> CodeGrids:
+        """The grids of codes, coarse to fine."""
+        counts = (_for_each(self.num_quantizers), _for_each(self.num_codes))
+        return tuple(CodeGrid(*level, *count) for level, *count in zip(self.levels, *counts, strict=True))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The shape of the codes of an image: (h, w, q) of one level, (n,) of several."""
+        return code_axes(self.code_grids)
+
+    @property
+    def most_codes(self) -> int:
+        """The size of the largest codebook."""
+        return max(_for_each(self.num_codes))
 
     @property
     def tokens_per_image(self) -> int:
-        return sum(rows * columns for rows, columns in self.levels) * self.num_quantizers
+        return sum(grid.length for grid in self.code_grids)
 
     @property
     def sha256(self) -> str:
@@ -142,19 +167,37 @@ class TokenSpec(BaseModel):
         if fingerprint != self.tokenizer.fingerprint:
             raise UserError(
                 f"{tokenizer} has fingerprint {fingerprint[:12]}…, but {tokens} were made by a tokenizer with "
-                f"fingerprint {self.tokenizer.fingerprint[:12]}… ({self.tokenizer.kind}, {self.num_codes} codes, "
-                f"grid {'x'.join(map(str, self.grid))}): they do not belong together"
+                f"fingerprint {self.tokenizer.fingerprint[:12]}… ({self.tokenizer.kind}, "
+                f"{self.codes_in_words}): they do not belong together"
             )
+
+    @property
+    def codes_in_words(self) -> str:
+        """`512 codes, grid 8x8x1`, or of each level."""
+        return " + ".join(f"{grid.num_codes} codes, grid {'x'.join(map(str, grid.axes))}" for grid in self.code_grids)
 
     def check_same_codes(self, other: "TokenSpec", here: str, there: str) -> None:
         """Raise UserError unless a model of one spec understands the tokens of the other: same tokenizer, codes, grid
         and classes. Source, shards and compute may differ (another data set, encoded by the same tokenizer).
         """
-        for name in ("num_codes", "grid", "order", "classes"):
+        for name in ("num_codes", "grid", "levels", "order", "classes"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise UserError(f"{here} has {name} {mine}, {there} has {theirs}: they do not belong together")
         self.check_tokenizer(other.tokenizer.fingerprint, tokenizer=there, tokens=here)
+
+
+def _for_each(number: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A number for each level."""
+    return number if isinstance(number, tuple) else (number,)
+
+
+def levels_of(grids: CodeGrids) -> dict[str, Any]:
+    """The fields of a spec that say on which grids codes stand."""
+    counts = [[getattr(grid, name) for grid in grids] for name in ("num_codes", "num_quantizers")]
+    num_codes, num_quantizers = (each[0] if len(grids) == 1 else tuple(each) for each in counts)
+    levels = tuple((grid.rows, grid.columns) for grid in grids)
+    return {"num_codes": num_codes, "num_quantizers": num_quantizers, "levels": levels}
 
 
 def differences(found: TokenSpec, expected: TokenSpec) -> list[str]:

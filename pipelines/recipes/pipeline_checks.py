@@ -87,9 +87,7 @@ def _check_prior(recipe: PipelineRecipe, model: Autoencoder, classes: list[str] 
         )
     with _named("prior"):
         num_classes = len(classes) if classes else None
-        build_config(
-            model.num_codes, model.grid, num_classes, stage.condition_dropout, stage.transformer, stage.training
-        )
+        build_config(model.code_grids, num_classes, stage.condition_dropout, stage.transformer, stage.training)
 
 
 @contextmanager

@@ -41,8 +41,15 @@ def write_card(folder: Path, spec: TokenSpec, manifest: Manifest) -> None:
     write_text(folder / "README.md", f"---\n{header}---\n\n{_body(folder, spec, manifest)}")
 
 
+def _grids(spec: TokenSpec) -> str:
+    grids = [
+        f"a grid of\n{grid.rows} x {grid.columns} positions with {grid.num_quantizers} of {grid.num_codes} codes each"
+        for grid in spec.code_grids
+    ]
+    return ", then ".join(grids) + (", raster order." if len(grids) == 1 else ",\neach in raster order.")
+
+
 def _body(folder: Path, spec: TokenSpec, manifest: Manifest) -> str:
-    height, width, num_quantizers = spec.grid
     rows = "\n".join(
         f"| {name} | {split.rows:,} | {len(split.skipped)} | "
         + (
@@ -56,8 +63,7 @@ def _body(folder: Path, spec: TokenSpec, manifest: Manifest) -> str:
     picture = "![Images above, their tokens decoded below](reconstructions.png)\n\n"
     return f"""# Image tokens
 
-Each row is one {spec.preprocess.size} x {spec.preprocess.size} image as {spec.tokens_per_image} tokens: a grid of
-{height} x {width} positions with {num_quantizers} of {spec.num_codes} codes each, raster order.
+Each row is one {spec.preprocess.size} x {spec.preprocess.size} image as {spec.tokens_per_image} tokens: {_grids(spec)}
 Written by `smalti encode`.
 
 | split | rows | skipped | codes used | perplexity | unigram bits a token | PSNR, dB | codebook |

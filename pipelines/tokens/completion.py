@@ -12,14 +12,13 @@ from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.data import ImageDataset, Split
 from pipelines.models.token_spec import TokenSpec
-from pipelines.tokens.baselines import write_baselines
+from pipelines.tokens.baselines import LevelBaselines, write_baselines
 from pipelines.tokens.card import write_card
 from pipelines.tokens.dataset import TokenSplit
 from pipelines.tokens.manifest import Manifest, ManifestSplit, ShardEntry, Skipped, Stats, digest_of
 from pipelines.tokens.shards import plan_shards, row_count, skipped_rows
-from pipelines.tokens.statistics import count_codes, unigram_bits, window_of
-from prior import CountBaselines
-from tokenizer import Autoencoder, psnr
+from pipelines.tokens.statistics import count_codes, mean_unigram_bits, window_of
+from tokenizer import Autoencoder, overall_health, psnr
 
 PSNR_IMAGES, PAIRS_SHOWN = 256, 10
 BASELINES_SPLIT: Split = "train"
@@ -28,7 +27,7 @@ BASELINES_SPLIT: Split = "train"
 def complete(output: Path, spec: TokenSpec, model: Autoencoder, datasets: Mapping[Split, ImageDataset]) -> Manifest:
     """Measure every split, file by file, and write baselines, figure, card and manifest into `output`."""
     splits: dict[Split, ManifestSplit] = {}
-    baselines = CountBaselines(spec.num_codes)
+    baselines = LevelBaselines(spec.code_grids)
     for split, images in datasets.items():
         entry = split_entry(output, spec, split)
         counted = baselines if split == BASELINES_SPLIT else None
@@ -68,7 +67,7 @@ def split_statistics(
     split: TokenSplit,
     model: Autoencoder,
     images: ImageDataset,
-    baselines: CountBaselines | None = None,
+    baselines: LevelBaselines | None = None,
     figure: Path | None = None,
 ) -> Stats | None:
     """Statistics of a split, None if no row of it could be read. Each file is read once: `baselines` count it too.
@@ -84,15 +83,16 @@ def split_statistics(
                 baselines.fit(window.codes(chunk))
             yield chunk
 
-    health = count_codes(window, chunks()).report()
+    levels = count_codes(window, chunks()).report()
+    health = overall_health(levels)
     originals, reconstructions = reconstruct_sample(model, images, PSNR_IMAGES, split.spec.compute.batch)
     if figure is not None:
         pairs = [*originals[:PAIRS_SHOWN], *reconstructions[:PAIRS_SHOWN]]
         save_grid(figure, pairs, columns=min(PAIRS_SHOWN, len(originals)), row_labels=("image", "tokens"))
     return Stats(
-        codes_used=int((health.counts.sum(0) > 0).sum()),
+        codes_used=sum(int((level.counts.sum(0) > 0).sum()) for level in levels),
         perplexity=float(health.perplexity),
-        unigram_bits=unigram_bits(health.counts),
+        unigram_bits=mean_unigram_bits(levels),
         verdict=health.verdict,
         reason=health.reason,
         psnr_db=float(psnr(reconstructions, originals).mean()),

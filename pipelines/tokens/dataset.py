@@ -14,10 +14,9 @@ from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
 from pipelines.data.source import Split
 from pipelines.models.token_spec import TokenSpec, read_spec
-from pipelines.tokens.baselines import read_baselines
+from pipelines.tokens.baselines import LevelBaselines, read_baselines
 from pipelines.tokens.manifest import Manifest, ManifestSplit, read_manifest
 from pipelines.tokens.shards import RERUN, read_column, read_labels, read_rows, read_tokens, row_count
-from prior import CountBaselines
 
 Rows = Sequence[int] | range | np.ndarray | Tensor
 
@@ -41,12 +40,12 @@ class TokenSplit:
         return [self.folder / shard.file for shard in self.entry.shards]
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """All tokens in chunks of at most 4,096 rows, (rows, h*w*q) unsigned."""
+        """All tokens in chunks of at most 4,096 rows, (rows, tokens) unsigned."""
         return (chunk for file in self.files for chunk in read_tokens(file, self.spec))
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """(rows, h*w*q) unsigned, read-only: raster order, the q codes of a position side by side."""
+        """(rows, tokens) unsigned, read-only: level by level, raster order, the q codes of a position side by side."""
         tokens = np.empty((len(self), self.spec.tokens_per_image), self.spec.dtype)
         start = 0
         for chunk in self.chunks():
@@ -71,7 +70,7 @@ class TokenSplit:
         return [text for file in self.files for text in read_column(file, "text")] if self.spec.has_text else None
 
     def batch(self, indices: Rows) -> dict[str, Tensor]:
-        """{"codes": (b, h, w, q) int64, "label": (b,) int64 if there are classes}, rows in the order asked."""
+        """{"codes": (b, *spec.grid) int64, "label": (b,) int64 if there are classes}, rows in the order asked."""
         rows = np.asarray(indices)
         codes = torch.from_numpy(self.tokens[rows].astype(np.int64)).view(len(rows), *self.spec.grid)
         return {"codes": codes} | ({} if self.labels is None else {"label": torch.from_numpy(self.labels[rows])})
@@ -93,14 +92,14 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class TokenPart:
-    """Some rows of a split: `keys`, and `tokens` (rows, h*w*q) unsigned."""
+    """Some rows of a split: `keys`, and `tokens` (rows, tokens) unsigned. `grid`: the shape of one image's codes."""
 
     keys: list[str]
     tokens: np.ndarray
-    grid: tuple[int, int, int]
+    grid: tuple[int, ...]
 
     def codes(self, rows: slice | np.ndarray | Sequence[int]) -> Tensor:
-        """(b, h, w, q) int64."""
+        """(b, *grid) int64."""
         return torch.from_numpy(self.tokens[rows].astype(np.int64)).view(-1, *self.grid)
 
 
@@ -160,7 +159,7 @@ class TokenDataset:
             self._splits[name] = TokenSplit(self.folder, self.spec, name, self.manifest.splits[name])
         return self._splits[name]
 
-    def baselines(self) -> CountBaselines:
+    def baselines(self) -> LevelBaselines:
         """The unigram and the bigram that `encode` fitted on the train split.
 
         Raises:

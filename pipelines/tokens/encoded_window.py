@@ -28,4 +28,4 @@ def encoded_window(tokenizer: LoadedTokenizer, data: DataConfig, split: Split = 
     tokens = torch.cat(parts).numpy().astype(smallest_dtype(model.num_codes))
     if not len(tokens):
         raise UserError(f"data: split {split!r} has no readable image; the codebook cannot be measured")
-    return window_in_memory(split, tokens, model.grid, model.num_codes)
+    return window_in_memory(split, tokens, model.code_grids)

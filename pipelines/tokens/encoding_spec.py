@@ -11,7 +11,7 @@ import torch
 from pipelines.base.errors import UserError
 from pipelines.data import RESOURCES, SPLITS, DataConfig, ImageDataset, Split, open_images
 from pipelines.models.checkpoint import LoadedTokenizer
-from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, smallest_dtype
+from pipelines.models.token_spec import Compute, Source, TokenizerIdentity, TokenSpec, levels_of, smallest_dtype
 from pipelines.tokens.shards import default_shards, plan_shards
 from tokenizer import Autoencoder
 
@@ -68,12 +68,9 @@ def build_spec(
     model = tokenizer.model
     identity = tokenizer_identity(tokenizer)
     assert model.num_codes is not None  # tokenizer_identity refuses a continuous tokenizer
-    height, width, num_quantizers = model.grid
     rows: dict[Split, int] = {split: len(images) for split, images in datasets.items()}
     return TokenSpec(
-        num_codes=model.num_codes,
-        num_quantizers=num_quantizers,
-        levels=((height, width),),
+        **levels_of(model.code_grids),
         dtype=smallest_dtype(model.num_codes),
         tokenizer=identity,
         preprocess=tokenizer.preprocess,

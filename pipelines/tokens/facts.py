@@ -5,6 +5,7 @@ import json
 from pipelines.models.token_spec import TokenSpec
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.manifest import ManifestSplit
+from tokenizer import CodeGrids
 
 Facts = list[tuple[str, str]]
 
@@ -15,10 +16,10 @@ def dataset_facts(dataset: TokenDataset) -> Facts:
 
 
 def spec_facts(spec: TokenSpec) -> Facts:
-    size, grid = spec.preprocess.size, grid_text(spec.grid)
+    size = spec.preprocess.size
     return [
         ("images", f"{size} x {size} {spec.preprocess.mode}"),
-        ("codes", f"{spec.num_codes}, grid {grid}, {spec.tokens_per_image} tokens an image, {spec.dtype}"),
+        ("codes", f"{grids_text(spec.code_grids, '')}, {spec.tokens_per_image} tokens an image, {spec.dtype}"),
         ("classes", shortened(spec.classes)),
         ("tokenizer", f"{spec.tokenizer.kind}, fingerprint {spec.tokenizer.fingerprint[:12]}…"),
         ("source", json.dumps(spec.source.data.get("source", spec.source.data))),
@@ -41,8 +42,9 @@ def split_text(entry: ManifestSplit) -> str:
     return text
 
 
-def grid_text(grid: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, grid))
+def grids_text(grids: CodeGrids, codes: str = " codes") -> str:
+    """The size of the codebook and the grid of each level, coarse to fine."""
+    return "; ".join(f"{grid.num_codes}{codes}, grid {grid}" for grid in grids)
 
 
 def shortened(names: tuple[str, ...] | None, most: int = 10) -> str:

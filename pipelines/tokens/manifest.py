@@ -44,6 +44,7 @@ class Skipped(BaseModel):
 class Stats(BaseModel):
     """Figures of a whole split. `unigram_bits` is the entropy of the code frequencies in bits per token (a prior that
     knows only how often each code occurs needs this much); `psnr_db` is the mean over `psnr_images` evenly spread rows.
+    Of several levels, `codes_used` is the sum, and `perplexity` the mean over levels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -142,7 +142,7 @@ def read_tokens(path: Path, spec: TokenSpec) -> Iterator[np.ndarray]:
     """The tokens of a shard in chunks of at most 4,096 rows: (rows, h*w*q) in the spec's dtype.
 
     Raises:
-        UserError: damaged file, other columns than the spec's, or a value outside 0 … num_codes - 1.
+        UserError: damaged file, other columns than the spec's, or a value outside 0 … num_codes - 1 of its level.
     """
     for table in _read(path, ["tokens"]):
         yield _tokens(path, table, spec)
@@ -178,8 +178,12 @@ def _tokens(path: Path, table: pa.Table, spec: TokenSpec) -> np.ndarray:
     if column.null_count or column.flatten().null_count:
         raise UserError(f"{path}: column tokens has empty rows, expected none")
     tokens = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), spec.tokens_per_image)
-    if tokens.size and int(tokens.max()) >= spec.num_codes:
-        raise UserError(f"{path}: holds code {tokens.max()}, expected 0 … {spec.num_codes - 1} (token_spec.json)")
+    start = 0
+    for grid in spec.code_grids if tokens.size else ():
+        most = int(tokens[:, start : start + grid.length].max())
+        if most >= grid.num_codes:
+            raise UserError(f"{path}: holds code {most}, expected 0 … {grid.num_codes - 1} (token_spec.json)")
+        start += grid.length
     return tokens
 
 

@@ -14,15 +14,17 @@ from pipelines.tokens.dataset import TokenDataset, TokenPart
 from pipelines.tokens.shard_encoder import encode_pass, one_core_a_thread
 from pipelines.tokens.shards import plan_shards, skipped_rows
 from tokenizer import Autoencoder
+from tokenizer.code_grids import marked_positions
 
 
 @dataclass(frozen=True)
 class VerificationResult:
     """`tokens` compared in `rows` rows, `mismatches` of them different.
 
-    `gaps` has one number a mismatched position: how much farther the stored code lies from the encoder's features than
-    the code found now, as a share of the latter's squared distance. Near-ties that flipped under another library or
-    device have gaps of about 1e-6; gaps near 1 mean other images or another tokenizer.
+    `gaps` has one number a mismatched position (of the finest grid, where there are several): how much farther the
+    stored codes lie from the encoder's features than the codes found now, as a share of the latter's squared distance.
+    Near-ties that flipped under another library or device have gaps of about 1e-6; gaps near 1 mean other images or
+    another tokenizer.
     """
 
     split: str
@@ -114,7 +116,7 @@ def _originals(images: ImageDataset, rows: np.ndarray, stored: TokenPart, first:
 def compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> tuple[int, list[float]]:
     """Mismatched tokens, and the relative distance gap of each mismatched position.
 
-    `images` (b, c, h, w) are encoded in one pass of `size` images; `stored` (b, h, w, q) int64.
+    `images` (b, c, h, w) are encoded in one pass of `size` images; `stored` (b, *code_axes) int64.
     """
     device = next(model.parameters()).device
     padded = torch.zeros(size, *images.shape[1:], dtype=torch.uint8)
@@ -128,4 +130,4 @@ def compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> tu
     features, quantizer = model.quantizer.project(features), model.quantizer
     before, now = ((features - quantizer.codes_to_latents(codes)).square().sum(1) for codes in (stored, found))
     gap = (before - now) / now.clamp(min=1e-12)
-    return int(wrong.sum()), gap[wrong.any(-1)].abs().tolist()
+    return int(wrong.sum()), gap[marked_positions(wrong, model.code_grids)].abs().tolist()

@@ -3,13 +3,13 @@
 import torch
 from torch import Generator, Tensor
 
-from tokenizer import Autoencoder, CodebookHealth, CodeUsage
+from tokenizer import Autoencoder, LevelUsage, OverallHealth, overall_health
 from tokenizer.latent_health import LatentHealth, LatentMoments
 from tokenizer.latents import LatentDistribution, Posterior
 from tokenizer.standard_normal import StandardNormal
 
 ADVICE = {
-    CodebookHealth: "See model.bottleneck.dead_code_threshold and a lower learning rate",
+    OverallHealth: "See model.bottleneck.dead_code_threshold and a lower learning rate",
     LatentHealth: "See objective.kl_guard, and a weight of kl that is smaller or rises slowly",
 }
 
@@ -23,7 +23,7 @@ class LatentUsage:
             encoded = model.encode(torch.zeros(1, model.config.channels, size, size, device=device))
             # Of all levels: one below the top has a prior that depends on those above it.
             self.standard_normal_prior = isinstance(model.latent_distribution(), StandardNormal)
-        self.codes = None if model.num_codes is None else CodeUsage(model.num_codes, model.grid[2], device)
+        self.codes = LevelUsage(model.code_grids, device) if model.code_grids else None
         self.moments = None if encoded.posterior is None else LatentMoments(encoded.z.numel(), device)
 
     def add(
@@ -39,31 +39,34 @@ class LatentUsage:
         if self.moments is not None and posterior is not None and prior is not None:
             self.moments.observe(posterior, prior, streams)
 
-    def report(self) -> CodebookHealth | LatentHealth | None:
+    def report(self) -> OverallHealth | LatentHealth | None:
         """Of the windows of all processes together; None if the latent is neither discrete nor random."""
         if self.codes is not None:
             self.codes.all_reduce()
-            return self.codes.report()
+            return overall_health(self.codes.report())
         if self.moments is not None:
             self.moments.all_reduce()
             return self.moments.report(self.standard_normal_prior)
         return None
 
 
-def figures_of(health: CodebookHealth | LatentHealth | None) -> dict[str, float]:
-    """What a validation reports."""
+def figures_of(health: OverallHealth | LatentHealth | None) -> dict[str, float]:
+    """What a validation reports; of codes on several levels also the figures of each, coarse to fine."""
     match health:
-        case CodebookHealth():
-            return {"usage": health.usage, "perplexity": health.perplexity}
+        case OverallHealth():
+            figures = {"usage": health.usage, "perplexity": health.perplexity}
+            for i, level in enumerate(health.levels if len(health.levels) > 1 else (), 1):
+                figures |= {f"usage_{i}": level.usage, f"perplexity_{i}": level.perplexity}
+            return figures
         case LatentHealth():
             return {"active_units": float(health.active_units)}
         case None:
             return {}
 
 
-def collapse_in_words(health: CodebookHealth | LatentHealth | None) -> str | None:
+def collapse_in_words(health: OverallHealth | LatentHealth | None) -> str | None:
     """What to say of a latent that has collapsed, and what to do about it; None for any other."""
     if health is None or health.verdict != "collapsed":
         return None
-    what = "codebook" if isinstance(health, CodebookHealth) else "latent"
+    what = "codebook" if isinstance(health, OverallHealth) else "latent"
     return f"the {what} has collapsed: {health.reason}. {ADVICE[type(health)]}"

@@ -1,6 +1,5 @@
 """Stage two as a task of the training loop."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from prior import (
     generate,
     sequence_bits,
 )
+from tokenizer import CodeGrids
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ class PriorTask:
         self.rows = min(len(self.held_out), training.validation_images)
         self.classes = classes_of(dataset, conditioning.dropout) if conditioning.condition == "label" else None
         num_classes = len(self.classes) if self.classes else None
-        config = build_config(
-            self.spec.num_codes, self.spec.grid, num_classes, conditioning.dropout, transformer, training
-        )
+        config = build_config(self.spec.code_grids, num_classes, conditioning.dropout, transformer, training)
         self.phases = {"prior": OptimizedPhase(PriorPhase(TokenPrior(config)), training.optimizer)}
         self._baselines: dict[str, float] | None = None
 
@@ -121,21 +119,20 @@ class PriorTask:
 
 
 def build_config(
-    num_codes: int,
-    grid: tuple[int, int, int],
+    grids: CodeGrids,
     num_classes: int | None,
     condition_dropout: float,
     transformer: TransformerConfig,
     training: TrainingConfig,
 ) -> PriorConfig:
-    """The configuration of a prior over codes on a grid.
+    """The configuration of a prior over codes on these grids.
 
     Raises:
         UserError: training it takes more memory than there is.
     """
-    vocabulary = Vocabulary.of_labels_and_codes(num_codes, grid, num_classes)
+    vocabulary = Vocabulary.of_labels_and_levels([(grid.num_codes, grid.axes) for grid in grids], num_classes)
     config = PriorConfig(vocabulary=vocabulary, transformer=transformer, condition_dropout=condition_dropout)
-    check_sizes(training, lambda: TokenPrior(config), 4 * math.prod(grid) * num_codes)
+    check_sizes(training, lambda: TokenPrior(config), 4 * vocabulary.code_length * vocabulary.most_codes)
     return config
 
 

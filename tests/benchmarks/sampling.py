@@ -59,8 +59,8 @@ def main(arguments: argparse.Namespace, positions: str) -> None:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
         f"torch {torch.__version__}, {where}, {arguments.dtype}, {positions} positions: "
-        f"{sum(p.numel() for p in prior.parameters()) / 1e6:.0f}M parameters, {vocabulary.codes.length} codes of "
-        f"{vocabulary.codes.size}; copy {bandwidth / 1e9:.0f} GB/s, product {speed / 1e9:.0f} GFLOP/s"
+        f"{sum(p.numel() for p in prior.parameters()) / 1e6:.0f}M parameters, {vocabulary.code_length} codes of "
+        f"{vocabulary.most_codes}; copy {bandwidth / 1e9:.0f} GB/s, product {speed / 1e9:.0f} GFLOP/s"
     )
     print("batch  x-transformers   greedy  sampled   guided    floor  greedy / floor  faster by  (us a step)")
     for batch in arguments.batches:
@@ -72,7 +72,7 @@ def main(arguments: argparse.Namespace, positions: str) -> None:
         expected, found = runs[0](), runs[1]()
         if dtype == torch.float32:
             assert torch.equal(expected, found), f"greedy codes differ at batch {batch}"
-        peer_time, *ours = (1e6 * each / vocabulary.codes.length for each in fastest(runs, arguments.repeats, device))
+        peer_time, *ours = (1e6 * each / vocabulary.code_length for each in fastest(runs, arguments.repeats, device))
         least = 1e6 * floor(prior, decoder, batch, bandwidth, speed)
         print(
             f"{batch:5d}  {peer_time:14.0f}  {ours[0]:7.0f}  {ours[1]:7.0f}  {ours[2]:7.0f}  {least:7.0f}"
@@ -104,8 +104,8 @@ def peer_of(prior: TokenPrior) -> Callable[[torch.Tensor], torch.Tensor]:
     autoregressive = AutoregressiveWrapper(wrapper)
 
     def draw(labels: torch.Tensor) -> torch.Tensor:
-        prompt = condition_tokens(vocabulary, labels, len(labels), prior.device) + vocabulary.codes.num_ids
-        drawn: Any = autoregressive.generate(prompt, vocabulary.codes.length, temperature=0.0, cache_kv=True)
+        prompt = condition_tokens(vocabulary, labels, len(labels), prior.device) + vocabulary.num_code_ids
+        drawn: Any = autoregressive.generate(prompt, vocabulary.code_length, temperature=0.0, cache_kv=True)
         return drawn
 
     return draw

@@ -64,7 +64,7 @@ def test_tokens_are_the_codes_of_the_images(reference, tiny_tokenizer, make_data
 QUANTIZERS = {
     name: config.model_dump()
     for name, config in examples(BottleneckConfig).items()
-    if name in ("vq num_quantizers=3", config.kind) and build_bottleneck(config, (1, 1)).num_codes is not None
+    if name in ("vq num_quantizers=3", config.kind) and build_bottleneck(config, (4, 4)).num_codes is not None
 }
 
 

@@ -22,6 +22,7 @@ from pipelines.tokens.health_figure import find_places, patches
 from pipelines.tokens.shards import plan_shards, read_column, read_labels, read_tokens, token_table, write_shard
 from pipelines.tokens.statistics import codebook_health, refuse_collapsed, unigram_bits, window_in_memory, window_of
 from tests.pipelines.conftest import grey_data, write_vae
+from tokenizer import CodeGrid
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_token_dataset_is_described_and_measured(tokens, capsys):
     found = inspect(tokens)
     shown = capsys.readouterr().out
     assert found.kind == "token dataset"
-    for part in ("token dataset", "200 rows", "64", found.health.verdict, "red circle"):
+    for part in ("token dataset", "200 rows", "64", found.health[0].verdict, "red circle"):
         assert part in shown
     assert found.figure == tokens / "health.png"
     with Image.open(found.figure) as picture:
@@ -87,7 +88,7 @@ def test_a_collapsed_codebook_is_refused_with_its_figures(tokens):
 
 def test_health_counts_every_token(tiny_tokens):
     split = TokenDataset.open(tiny_tokens).split("train")
-    health = codebook_health(window_of(split))
+    (health,) = codebook_health(window_of(split))
     counts = np.bincount(split.tokens.reshape(-1), minlength=64)
     np.testing.assert_array_equal(health.counts[0].numpy(), counts)
     assert health.usage == pytest.approx((counts > 0).mean())
@@ -102,7 +103,7 @@ def test_a_patch_is_cut_where_its_code_stands(tiny_tokenizer):
     model = load_tokenizer(tiny_tokenizer).model
     tokens = np.zeros((3, 64), np.uint8)
     tokens[1, 8 * 2 + 5] = 7  # row 2, column 5
-    window = window_in_memory("test", tokens, model.grid, 64)
+    window = window_in_memory("test", tokens, model.code_grids)
     (patch,) = patches(window, model, find_places(window, np.bincount(tokens.reshape(-1)), [7])[7])
     with torch.inference_mode():
         image = to_uint8(model.decode_codes(torch.from_numpy(tokens[1:2].astype(np.int64)).view(1, 8, 8, 1)))[0]
@@ -112,7 +113,7 @@ def test_a_patch_is_cut_where_its_code_stands(tiny_tokenizer):
 def test_places_of_a_code_are_spread_over_all_its_occurrences_whatever_the_chunks():
     tokens = np.random.default_rng(0).integers(0, 5, (40, 12)).astype(np.uint8)
     counts = np.bincount(tokens.reshape(-1), minlength=5)
-    whole = window_in_memory("test", tokens, (3, 4, 1), 5)
+    whole = window_in_memory("test", tokens, (CodeGrid(3, 4, 1, 5),))
     parts = replace(whole, read=lambda: np.array_split(tokens, 7))
     for code in range(5):
         expected = np.flatnonzero(tokens.reshape(-1) == code)
@@ -138,7 +139,7 @@ def test_a_run_is_measured_on_its_validation_split(tiny_tokenizer, make_data, tm
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "split": "validation", "nll": 12.5}\n')
     found = inspect(tmp_path)
     assert found.kind == "run of a tokenizer"
-    assert found.health.tokens == 70 * 64
+    assert found.health[0].tokens == 70 * 64
     assert "nll 12.5" in capsys.readouterr().out
     window = encoded_window(load_tokenizer(tiny_tokenizer), data)
     assert window.rows == 70
@@ -177,7 +178,7 @@ def test_a_figure_that_was_not_asked_for_is_no_reason_to_fail(tokens):
     (tokens / "health.png").mkdir()
     found = inspect(tokens)
     assert found.figure is None
-    assert found.health is not None
+    assert found.health
     assert "health.png cannot be written" in found.notes[0]
 
 

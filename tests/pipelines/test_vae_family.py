@@ -118,6 +118,8 @@ def without_defaults(config: Any) -> dict[str, Any]:
     full = config.model_dump(mode="json")
 
     def with_kinds(part: Any, whole: Any) -> Any:
+        if isinstance(part, list):
+            return [with_kinds(*pair) for pair in zip(part, whole, strict=True)]
         if not isinstance(part, dict):
             return part
         kinds = {"kind": whole["kind"]} if isinstance(whole, dict) and "kind" in whole else {}

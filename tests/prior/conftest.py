@@ -10,6 +10,7 @@ from prior import PriorConfig, Segment, TokenPrior, TransformerConfig, Vocabular
 def make_prior() -> Callable[..., TokenPrior]:
     """A tiny prior with random weights, sharpened so that its distributions are far from uniform.
 
+    `levels`: the number of codes and the grid of each level, in place of `num_codes` and `grid`.
     `caption`: the condition is a segment of that many positions. `window`: every second layer sees only the condition's
     first token and so many places up to its own.
     """
@@ -22,12 +23,13 @@ def make_prior() -> Callable[..., TokenPrior]:
         condition_dropout=0.1,
         caption=None,
         window=None,
+        levels=None,
         **transformer,
     ):
         torch.manual_seed(0)
-        vocabulary = Vocabulary.of_labels_and_codes(num_codes, grid, num_classes)
+        vocabulary = Vocabulary.of_labels_and_levels(levels or [(num_codes, grid)], num_classes)
         if caption is not None:
-            vocabulary = Vocabulary(segments=(Segment(name="caption", size=8, shape=(caption,)), vocabulary.codes))
+            vocabulary = Vocabulary(segments=(Segment(name="caption", size=8, shape=(caption,)), *vocabulary.codes))
         config = PriorConfig(
             vocabulary=vocabulary,
             transformer=TransformerConfig(**{"dim": 32, "depth": 2, "heads": 2, "head_dim": 16} | transformer),

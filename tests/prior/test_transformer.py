@@ -22,10 +22,10 @@ def test_no_logit_depends_on_its_own_or_a_later_code(make_prior, grid, positions
     hook = embedding.register_forward_hook(lambda _, __, out: embedded.append(out.requires_grad_()) or out)
     logits = prior(codes, labels)
     hook.remove()
-    for position in range(prior.vocabulary.codes.length):
+    for position in range(prior.vocabulary.code_length):
         (gradient,) = torch.autograd.grad(logits[0, position].square().sum(), embedded, retain_graph=True)
         reached = gradient[0].abs().sum(-1) > 0  # input i holds the condition (i = 0) or code i - 1
-        assert reached.tolist() == [i <= position for i in range(prior.vocabulary.codes.length)]
+        assert reached.tolist() == [i <= position for i in range(prior.vocabulary.code_length)]
 
 
 def test_logits_have_one_row_per_code_and_one_column_per_member_of_the_codebook(make_prior):

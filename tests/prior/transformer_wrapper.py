@@ -30,7 +30,7 @@ def transformer_wrapper(prior: TokenPrior) -> Any:
     wrapper: Any = TransformerWrapper(
         num_tokens=prior.vocabulary.size,
         max_seq_len=prior.vocabulary.length - 1,
-        logits_dim=prior.vocabulary.codes.num_ids,
+        logits_dim=prior.vocabulary.num_code_ids,
         use_abs_pos_emb=False,
         attn_layers=Decoder(
             dim=config.dim,
@@ -50,7 +50,7 @@ def transformer_wrapper(prior: TokenPrior) -> Any:
         ),
     ).to(prior.device)
     wrapper.token_emb.emb.weight.copy_(network.token_embedding.weight)
-    wrapper.to_logits.weight.copy_(network.to_logits.weight[-prior.vocabulary.codes.num_ids :])
+    wrapper.to_logits.weight.copy_(network.to_logits.weight[-prior.vocabulary.num_code_ids :])
     wrapper.attn_layers.final_norm.g.copy_(network.final_norm.g)
     if network.positions is not None:
         wrapper.pos_emb = _Positions(prior)
