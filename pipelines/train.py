@@ -1,8 +1,12 @@
 """Train a tokenizer or a prior: `smalti train`."""
 
+import os
 from collections.abc import Mapping
 
+from pipelines.base.progress import say
 from pipelines.base.recipe_files import dump
+from pipelines.evaluate.image_likelihood import pixels_are_known
+from pipelines.recipes.advice import advice
 from pipelines.recipes.stages import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.training.image_digests import image_digests
@@ -10,7 +14,7 @@ from pipelines.training.prior_task import Conditioning, PriorTask
 from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.task import TrainingTask
-from pipelines.training.tokenizer_task import TokenizerTask
+from pipelines.training.tokenizer_task import TokenizerTask, autoencoder
 
 
 def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
@@ -27,7 +31,12 @@ def build_task(recipe: Recipe) -> TrainingTask:
     match recipe:
         case TokenizerRecipe():
             card = card_of(recipe, "tokenizer")
-            return TokenizerTask(recipe.data, recipe.model, recipe.objective, recipe.training, recipe.seed, card)
+            task = TokenizerTask(recipe.data, recipe.model, recipe.objective, recipe.training, recipe.seed, card)
+            if os.environ.get("RANK", "0") == "0":
+                model = autoencoder({name: optimized.phase.model for name, optimized in task.phases.items()})
+                for line in advice(recipe, model, pixels_are_known(model, task.images)):
+                    say(f"smalti: {line}")
+            return task
         case PriorRecipe():
             card = card_of(recipe, "prior")
             conditioning = Conditioning(recipe.condition, recipe.condition_dropout)
