@@ -1,6 +1,7 @@
 """Codes of two levels through every stage: tokenizer, token dataset, prior, image pipeline, report."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from pipelines.base.errors import UserError
 from pipelines.data import open_images
@@ -21,11 +23,13 @@ from pipelines.models.checkpoint import load_prior, load_tokenizer
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.token_spec import TokenSpec
 from pipelines.recipes.pipeline import load_pipeline
+from pipelines.recipes.stages import load_recipe
 from pipelines.run import run
 from pipelines.tokens.baselines import LevelBaselines
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.health_figure import find_places, patches
 from pipelines.tokens.statistics import codebook_health, refuse_collapsed, window_of
+from pipelines.training.loop import TrainingLoop
 from prior import CountBaselines
 from tests.pipelines.conftest import BACKBONE, read_example
 from tokenizer import CodeGrid, split_codes
@@ -214,6 +218,30 @@ def write_recipes(folder, output):
     return folder / "pipeline.yaml"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            "levels.1={kind: vq, num_cods: 3}",
+            "model.bottleneck.levels.1.num_cods: unknown key; did you mean 'num_codes'",
+        ),
+        ("levels.0={kind: vq, num_codes: many}", "model.bottleneck.levels.0.num_codes: found 'many', expected"),
+        ("levels=[{kind: vq}]", "model.bottleneck.levels: "),
+    ],
+)
+def test_a_mistake_in_a_level_is_named(tmp_path, wrong, said):
+    place, _, content = wrong.partition("=")
+    recipe = json.loads(json.dumps(recipes(BOTTLENECK)["tokenizer.yaml"]))
+    name, *index = place.split(".")
+    if index:
+        recipe["model"]["bottleneck"][name][int(index[0])] = yaml.safe_load(content)
+    else:
+        recipe["model"]["bottleneck"][name] = yaml.safe_load(content)
+    (tmp_path / "tokenizer.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_recipe(tmp_path / "tokenizer.yaml")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
@@ -253,3 +281,27 @@ def test_a_prior_of_other_levels_is_refused(finished, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="token_spec has 20 codes"):
         load_prior(folder)
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_is_stopped_in_each_stage_ends_with_the_same_weights(finished, tmp_path, monkeypatch):
+    recipe, update, stops = write_recipes(tmp_path / "recipes", tmp_path / "out"), TrainingLoop.update, [4, 4]
+
+    def cut(self, batch):
+        if stops and self.step == stops[0]:
+            stops.pop()
+            raise Cut
+        update(self, batch)
+
+    monkeypatch.setattr(TrainingLoop, "update", cut)
+    for _ in range(2):  # in the tokenizer, then in the prior
+        with pytest.raises(Cut):
+            run(load_pipeline(recipe))
+    run(load_pipeline(recipe))
+    for weights in ("tokenizer/last/model.safetensors", "prior/last/model.safetensors"):
+        one, other = (load_file(root / weights) for root in (finished[1], tmp_path / "out"))
+        assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
