@@ -67,6 +67,11 @@ class AutoencoderConfig(Options):
                 f"latent_prior: found {self.latent_prior.kind!r}, but the codes of a {self.bottleneck.kind} bottleneck "
                 "have a transformer for a prior; expected no latent_prior"
             )
+        if self.latent_prior.kind != "standard_normal" and self.bottleneck.kind == "deterministic":
+            raise ValueError(
+                f"latent_prior: found {self.latent_prior.kind!r}, which learns from the KL, and a deterministic latent "
+                "has none; expected standard_normal"
+            )
         return self
 
 

@@ -38,7 +38,7 @@ class Flow(nn.Module):
             "masked_autoregressive": zuko.flows.MAF,
             "neural_spline": zuko.flows.NSF,
         }
-        _check_size(transforms, size, widths, context)
+        _check_size(kind, transforms, size, widths, context)
         target = torch.get_default_device()
         # Masks are computed from their values, which tensors without storage do not have.
         with torch.device("cpu" if target.type == "meta" else target):
@@ -59,7 +59,8 @@ class Flow(nn.Module):
             return (bijection.inv if inverse else bijection).call_and_ladj(x)
 
 
-def _check_size(transforms: int, size: int, widths: tuple[int, ...], context: int) -> None:
-    weights = transforms * sum(before * after for before, after in pairwise((size + context, *widths, size)))
+def _check_size(kind: FlowKind, transforms: int, size: int, widths: tuple[int, ...], context: int) -> None:
+    outputs = size * (23 if kind == "neural_spline" else 2)  # numbers that describe the map of an element
+    weights = transforms * sum(before * after for before, after in pairwise((size + context, *widths, outputs)))
     if weights > MAX_WEIGHTS:
         raise ValueError(f"a flow of {weights:,} weights, expected at most {MAX_WEIGHTS:,}: fewer transforms or widths")

@@ -143,7 +143,7 @@ def combine(out: AutoencoderOutput, objective: ObjectiveConfig, step: int) -> Fl
         batch_terms["kl"] = guarded_batch(objective.kl_guard, out.kl_elements, step)
     per_draw = weighted_sum(terms, weights, step)
     if objective.gradient_estimator == "doubly_reparameterized":
-        _weigh_gradient(out.z, per_draw)
+        _weigh_gradient(out.z, per_draw, weights["kl"].at(step))
     loss = importance_bound(per_draw).mean()
     for name, term in batch_terms.items():
         if weight := weights[name].at(step):
@@ -151,15 +151,16 @@ def combine(out: AutoencoderOutput, objective: ObjectiveConfig, step: int) -> Fl
     return loss
 
 
-def _weigh_gradient(z: Float[Tensor, "b k d h w"], per_draw: Float[Tensor, "b k"]) -> None:
-    """Weigh what z passes back to the encoder by the normalised importance weights once more.
+def _weigh_gradient(z: Float[Tensor, "b k d h w"], per_draw: Float[Tensor, "b k"], beta: float) -> None:
+    """Weigh what z passes back to the encoder once more.
 
-    The loss already weighs each draw's gradient once; the doubly reparameterised one has the squared weight (Tucker et
-    al. 2018, arXiv 1810.04152, equation 7). The decoder's gradient does not pass here.
+    The loss already weighs each draw's gradient by its normalised importance weight w. The doubly reparameterised one
+    has w² (Tucker et al. 2018, arXiv 1810.04152, equation 7). Where the KL weighs `beta`, so does the score that is
+    reparameterised, which gives w (1 - beta + beta w). The decoder's gradient does not pass here.
     """
-    importance = (-per_draw.detach()).softmax(1)
+    factor = 1 - beta + beta * (-per_draw.detach()).softmax(1)
     if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * importance[..., None, None, None])
+        z.register_hook(lambda gradient: gradient * factor[..., None, None, None])
 
 
 class AutoencoderPhase(nn.Module):
@@ -178,7 +179,7 @@ class AutoencoderPhase(nn.Module):
         check_weights(objective.weights, {*names, *objective.latent_terms})
         if "kl" not in names:
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
-        out = model.probe(detached_density=objective.gradient_estimator == "doubly_reparameterized")
+        out = _probe(model, objective)
         if objective.kl_guard and out.kl_elements is None:
             raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
         if objective.latent_terms:
@@ -233,6 +234,18 @@ class AutoencoderPhase(nn.Module):
     def after_step(self, step: int) -> None:
         """Called once per optimizer step on every rank, after all parts of its batch."""
         self.model.after_step(step)
+
+
+def _probe(model: Autoencoder, objective: ObjectiveConfig) -> AutoencoderOutput:
+    """Raises ValueError when the posterior does not offer the estimator of the gradient."""
+    if objective.gradient_estimator == "reparameterized":
+        return model.probe()
+    try:
+        return model.probe(detached_density=True)
+    except ValueError as error:
+        raise ValueError(
+            f"gradient_estimator: found {objective.gradient_estimator}, but {error}; expected reparameterized"
+        ) from error
 
 
 def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> None:

@@ -35,7 +35,7 @@ def check_model_size(build: Callable[[], object], what: str, copies: int = TRAIN
     """Build a module without memory and refuse it where `copies` of its weights are more than the machine holds.
 
     Raises:
-        UserError: too large, or a size that no tensor can have.
+        UserError: too large, a size that no tensor can have, or options that the module refuses.
     """
     import torch
     from torch import nn
@@ -47,6 +47,8 @@ def check_model_size(build: Callable[[], object], what: str, copies: int = TRAIN
         if (message := machine_error(error)) is None:
             raise
         raise UserError(f"{what}: {message}") from error
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
     assert isinstance(module, nn.Module)
     tensors = [*module.parameters(), *module.buffers()]
     check_memory(copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors), what)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError, create_model
 
-from tests.tokenizer.members import examples, small
+from tests.tokenizer.members import examples, members, small
 from tokenizer import (
     Autoencoder,
     AutoencoderConfig,
@@ -345,3 +345,15 @@ def test_evaluating_gives_every_part_its_own_mode_back():
         assert not any(part.training for part in model.modules())
         raise KeyError
     assert model.training and model.decoder.training and not model.encoder.training
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "message"), [("vq", "a transformer for a prior"), ("deterministic", "which learns from the KL")]
+)
+def test_a_learned_latent_prior_needs_a_random_latent(bottleneck, message):
+    for kind in [member.model_fields["kind"].default for member in members(LatentPriorConfig)]:
+        if kind == "standard_normal":
+            build(bottleneck, latent_prior={"kind": kind})
+        else:
+            with pytest.raises(ValidationError, match=f"latent_prior: found '{kind}', .*{message}"):
+                build(bottleneck, latent_prior={"kind": kind})

@@ -107,6 +107,15 @@ def test_a_flow_can_be_described_without_storage(kind):
     assert {t.device.type for t in described.state_dict().values()} == {"meta"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_that_are_counted_are_no_fewer_than_there_are(kind, monkeypatch):
+    monkeypatch.setattr("tokenizer.flows.MAX_WEIGHTS", 10**4)
+    matrices = sum(p.numel() for p in Flow(kind, 6, 2, (16, 16), 3).parameters() if p.ndim == 2)
+    monkeypatch.setattr("tokenizer.flows.MAX_WEIGHTS", matrices - 1)
+    with pytest.raises(ValueError, match="expected at most"):
+        Flow(kind, 6, 2, (16, 16), 3)
+
+
 def test_a_flow_that_no_memory_holds_is_refused():
     with pytest.raises(ValueError, match="expected at most 67,108,864"):
         Flow("coupling", 10_000, 3, (100_000,))

@@ -26,6 +26,14 @@ def test_a_small_model_is_built_without_memory_and_without_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_options_that_a_module_refuses_are_a_message():
+    def build():
+        raise ValueError("a flow of too many weights")
+
+    with pytest.raises(UserError, match="the model: a flow of too many weights"):
+        check_model_size(build, "the model")
+
+
 def test_a_defect_of_the_model_is_not_hidden():
     def build():
         raise RuntimeError("shapes differ")
