@@ -62,6 +62,7 @@ def streams(n: int = 5) -> list[torch.Generator]:
 @every_backbone
 @every_condition
 def test_the_embedding_reaches_both_networks_and_both_give_it_a_gradient(backbone, condition):
+    torch.manual_seed(0)  # a narrow layer may be dead for an image
     grid = backbone.grid_side(SIZE)
     networks = build_encoder(backbone, 1, 3, SIZE, condition), build_decoder(backbone, 3, 2, SIZE, condition)
     inputs, shapes = (images(2), torch.rand(2, 3, grid, grid)), ((2, 3, grid, grid), (2, 2, SIZE, SIZE))
