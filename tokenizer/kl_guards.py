@@ -1,10 +1,11 @@
 """Guards against posterior collapse: what takes the place of the plain KL in the loss."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from tokenizer.options import Options
@@ -18,7 +19,7 @@ class FreeBits(Options):
     """The KL below `nats` costs nothing (Kingma et al. 2016, arXiv 1606.04934, equation 15).
 
     `per`: what has its own allowance: every element of the latent, every channel (all positions of it together), or
-    every level.
+    every level. A level whose elements are not independent, as with a full covariance, has only the last.
     """
 
     kind: Literal["free_bits"] = "free_bits"
@@ -28,6 +29,19 @@ class FreeBits(Options):
     def guard(self, elements: Elements, step: int) -> Float[Tensor, " b"]:
         """Σ max(nats, KL of a group) for each row of `elements`."""
         return torch.stack([self._groups(level).clamp(min=self.nats).sum(1) for level in elements]).sum(0)
+
+    def check_elements(self, elements: Elements, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Raises ValueError when a level of one of these `shapes` (d, h, w) has no KL of its elements."""
+        for level, shape in zip(elements, shapes, strict=True):
+            if self.per != "level" and tuple(level.shape[1:]) != tuple(shape):
+                raise ValueError(
+                    f"kl_guard.per: found {self.per}, but the elements of this latent are not independent and have no "
+                    "KL of their own; expected level"
+                )
+
+    def count(self, elements: Elements) -> int:
+        """How many allowances an image has."""
+        return sum(self._groups(level).shape[1] for level in elements)
 
     def _groups(self, level: Float[Tensor, "b d h w"]) -> Float[Tensor, "b groups"]:
         match self.per:
@@ -47,6 +61,16 @@ class Capacity(Options):
     kind: Literal["capacity"] = "capacity"
     capacity: Schedule = Field(examples=[3.0])
 
+    @field_validator("capacity")
+    @classmethod
+    def _not_negative(cls, capacity: Any) -> Any:
+        if capacity.lowest < 0:
+            raise ValueError(f"falls to {capacity.lowest}, expected at least 0: no KL is below that")
+        return capacity
+
+    def check_elements(self, elements: Elements, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """The KL of the whole latent will do."""
+
     def guard(self, elements: Elements, step: int) -> Float[Tensor, " b"]:
         kl = torch.stack([level.sum((1, 2, 3)) for level in elements]).sum(0)
         return (kl - self.capacity.at(step)).abs()
@@ -56,7 +80,8 @@ KLGuard = Annotated[FreeBits | Capacity, Field(discriminator="kind")]
 
 
 def guarded_batch(guard: FreeBits | Capacity, elements: Elements, step: int) -> Float[Tensor, ""]:
-    """What the loss of a batch holds in place of the KL. Allowances are for the mean over the batch, as in both papers:
-    a single image may well need none of a dimension.
+    """What the loss of a batch holds in place of the KL. Allowances are for the mean over the images given here, as in
+    both papers: a single image may well need none of a dimension. In training these are the part of a batch that a
+    process holds at once; the mean over the parts is at least what the whole batch would give.
     """
     return guard.guard(tuple(level.mean(0, keepdim=True) for level in elements), step)[0]

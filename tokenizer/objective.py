@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokenizer.autoencoder import Autoencoder, AutoencoderOutput
 from tokenizer.code_grids import CodeGrids, split_codes
 from tokenizer.kl_guards import KLGuard, guarded_batch
+from tokenizer.ladder import LadderPosterior, LadderPrior
 from tokenizer.options import Options
 from tokenizer.regularizers import (
     LATENTS,
@@ -36,7 +37,8 @@ class ObjectiveConfig(Options):
         importance-weighted bound (IWAE, arXiv 1509.00519).
     gradient_estimator: of the encoder. "doubly_reparameterized" (arXiv 1810.04152) has less variance, the more so the
         more draws there are; with one draw it is the path derivative (arXiv 1703.09194).
-    kl_guard: what takes the place of the plain KL in the loss.
+    kl_guard: what takes the place of the plain KL in the loss. Its allowances are for the mean over the images of each
+        part of a batch that a process holds at once.
     regularizers: terms of the whole batch on the latents; each needs a weight, by the name of its kind. They are
         estimated in each part of a batch that a process holds at once, and are no part of the figures of evaluation.
     discriminator: a network of a phase of its own that tells the latents from others; its term too needs a weight.
@@ -180,8 +182,8 @@ class AutoencoderPhase(nn.Module):
         if "kl" not in names:
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
         out = _probe(model, objective)
-        if objective.kl_guard and out.kl_elements is None:
-            raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
+        if objective.kl_guard:
+            _check_guard(objective.kl_guard, out, model.latent_shapes)
         if objective.latent_terms:
             _refuse_other_latents(objective, out, model.config.bottleneck.kind)
         self.model = model
@@ -253,6 +255,19 @@ def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> 
         found, expected = getattr(objective, name), ObjectiveConfig.model_fields[name].default
         if found != expected:
             raise ValueError(f"{name}: found {found}, expected {expected}: the latent of a {kind} model is not random")
+
+
+def _check_guard(guard: KLGuard, out: AutoencoderOutput, shapes: tuple[tuple[int, int, int], ...]) -> None:
+    """Raises ValueError when a part of the KL is sampled, which may be negative, or the guard has no parts to see."""
+    posterior, prior = out.bottleneck.posterior, out.latent_prior
+    sampled = (
+        isinstance(posterior, LadderPosterior)
+        and isinstance(prior, LadderPrior)
+        and not posterior.has_closed_form(prior)
+    )
+    if out.kl_elements is None or sampled:
+        raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
+    guard.check_elements(out.kl_elements, shapes)
 
 
 def _refuse_other_latents(objective: ObjectiveConfig, out: AutoencoderOutput, kind: str) -> None:

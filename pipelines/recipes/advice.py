@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterator
 
-import torch
-
 from pipelines.recipes.stages import TokenizerRecipe
 from tokenizer import Autoencoder
 from tokenizer.kl_guards import FreeBits
@@ -69,16 +67,14 @@ def _widths(recipe: TokenizerRecipe, model: Autoencoder) -> Iterator[str]:
     """A latent, or its allowance of KL, that is larger than the image."""
     if model.num_codes is not None:
         return
-    size, guard = model.config.image_size, recipe.objective.kl_guard
-    with torch.no_grad():
-        z = model.encode(torch.zeros(1, model.config.channels, size, size)).z
-    if z.numel() >= model.dims:
+    guard, out = recipe.objective.kl_guard, model.probe()
+    if out.z.numel() >= model.dims:
         yield (
-            f"model.bottleneck: the latent has {z.numel():,} numbers, the image {model.dims:,}: nothing has to be left "
-            "out. Expected fewer channels or a coarser grid"
+            f"model.bottleneck: the latent has {out.z.numel():,} numbers, the image {model.dims:,}: nothing has to be "
+            "left out. Expected fewer channels or a coarser grid"
         )
-    if isinstance(guard, FreeBits):
-        groups = {"element": z.numel(), "channel": z.shape[1], "level": 1}[guard.per]
+    if isinstance(guard, FreeBits) and out.kl_elements is not None:
+        groups = guard.count(out.kl_elements)
         bits = groups * guard.nats / math.log(2)
         if bits > MOST_FREE_BITS * model.dims:
             yield (

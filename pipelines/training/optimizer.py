@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -24,11 +25,14 @@ class OptimizerConfig(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
 
 
-def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW; only matrices and convolution kernels decay, never biases, gains or embeddings of one dimension."""
+def build_optimizer(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW on named parameters. Only matrices and convolution kernels decay, never biases, gains or embeddings of one
+    dimension, nor what a latent prior learns beside the weights of a network: images, means and log-variances.
+    """
+    decays = {name: _decays(name, parameter) for name, parameter in parameters.items()}
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters.items() if decays[name]], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in parameters.items() if not decays[name]], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -36,8 +40,13 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
         betas=config.betas,
         eps=config.eps,
         # One pass over the weights; with a gradient scaler it also saves waiting for the device in every step.
-        fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
+        fused=all(p.device.type in ("cpu", "cuda") for p in parameters.values()),
     )
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    of_a_network = not name.startswith("latent_prior.") or name.endswith(".weight")
+    return parameter.ndim >= 2 and of_a_network
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

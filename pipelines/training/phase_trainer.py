@@ -23,8 +23,9 @@ class PhaseTrainer:
         self.number, self.steps, self.seed, self.accelerator = number, config.steps, seed, accelerator
         module, device = self.module, accelerator.device
         module.to(device)
-        self.parameters = list(self.phase.trained_parameters().values())
-        self.optimizer = build_optimizer(self.config, self.parameters)
+        named = self.phase.trained_parameters()
+        self.parameters = list(named.values())
+        self.optimizer = build_optimizer(self.config, named)
         self.average = WeightAverage(self.phase.model, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         if config.compile:

@@ -59,6 +59,11 @@ def test_a_shipped_recipe_needs_no_advice(path):
         ({"weights": {"nll": 1, "kl": ramp(101)}}, {}, "ends at step 100 with 0.99 in place of 1"),
         ({}, {"bottleneck": {"kind": "gaussian", "dim": 256}}, "the latent has 256 numbers, the image 256"),
         ({"kl_guard": {"kind": "free_bits", "nats": 4}}, {}, "4 nats for each of 5 are 29 free bits"),
+        (
+            {"kl_guard": {"kind": "free_bits", "nats": 10, "per": "level"}},
+            {"bottleneck": {"kind": "ladder", "dims": [3, 4]}},
+            "10 nats for each of 2 are 29 free bits",
+        ),
     ],
 )
 def test_a_mistake_has_its_line(objective, model, words):

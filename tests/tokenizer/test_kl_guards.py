@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tokenizer.kl_guards import Capacity, FreeBits, guarded_batch
 
@@ -38,3 +39,22 @@ def test_capacity_pulls_from_both_sides_and_follows_its_schedule():
     for step, expected in [(0, [3.2, 4.0]), (3, [0.2, 1.0]), (4, [0.8, 0.0])]:
         torch.testing.assert_close(guard.guard(ELEMENTS, step), torch.tensor(expected))
         assert guarded_batch(guard, ELEMENTS, step).item() == pytest.approx(abs(3.6 - min(step, 4)))
+
+
+@pytest.mark.parametrize("capacity", [-1, {"kind": "linear", "start": 3, "end": -0.5, "steps": 4}])
+def test_a_negative_capacity_is_refused(capacity):
+    with pytest.raises(ValidationError, match=r"falls to -(1|0\.5)"):
+        Capacity.model_validate({"capacity": capacity})
+
+
+@pytest.mark.parametrize(("per", "expected"), [("element", 4), ("channel", 3), ("level", 2)])
+def test_free_bits_counts_its_allowances(per, expected):
+    assert FreeBits(nats=0.5, per=per).count(ELEMENTS) == expected
+
+
+@pytest.mark.parametrize("per", ["element", "channel"])
+def test_elements_without_a_kl_of_their_own_are_refused(per):
+    elements, shapes = (*ELEMENTS, torch.ones(2, 1, 1, 1)), ((1, 1, 2), (2, 1, 1), (1, 1, 1))
+    FreeBits(nats=0.5, per=per).check_elements(elements, shapes)
+    with pytest.raises(ValueError, match=f"kl_guard.per: found {per}.*expected level"):
+        FreeBits(nats=0.5, per=per).check_elements(elements, (*shapes[:2], (1, 1, 2)))

@@ -370,7 +370,7 @@ def test_the_doubly_reparameterized_gradient_has_the_same_mean(merge):
 
 
 def test_every_level_has_its_own_free_bits():
-    model, x = a_model({"kind": "vamp", "pseudo_inputs": 6}), torch.rand(5, 1, 2, 2)
+    model, x = a_model({"kind": "standard_normal"}), torch.rand(5, 1, 2, 2)
     guard = {"kind": "free_bits", "nats": 0.7, "per": "level"}
     weights = {"nll": {"kind": "linear", "start": 0, "end": 1, "steps": 10}, "kl": 1}
     objective = ObjectiveConfig.model_validate({"weights": weights, "kl_guard": guard})

@@ -185,6 +185,32 @@ def test_a_guard_needs_a_kl_in_closed_form(changes):
         guarded({"kind": "capacity", "capacity": 3}, **changes)
 
 
+@pytest.mark.parametrize("per", ["element", "channel"])
+def test_a_full_covariance_has_free_bits_of_the_whole_level_only(per):
+    config = vae().config.model_dump() | {"bottleneck": {"kind": "full_gaussian", "dim": 2}}
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    with pytest.raises(ValueError, match=f"kl_guard.per: found {per}"):
+        AutoencoderPhase(model, guarded({"kind": "free_bits", "nats": 1, "per": per}))
+    for guard in ({"kind": "free_bits", "nats": 1, "per": "level"}, {"kind": "capacity", "capacity": 3}):
+        AutoencoderPhase(model, guarded(guard))
+
+
+@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize(
+    "guard", [{"kind": "free_bits", "nats": 0.7, "per": "level"}, {"kind": "capacity", "capacity": 3}]
+)
+def test_a_top_level_whose_kl_is_sampled_has_no_guard(guard, top):
+    """What is sampled may be negative; of a single number it looks like a KL in closed form."""
+    config = vae().config.model_dump() | {"bottleneck": {"kind": "ladder", "dims": [top, 2], "width": 3}}
+    config["backbone"] = {"kind": "mlp", "widths": [4]}
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    AutoencoderPhase(model, guarded(guard))
+    config["latent_prior"] = {"kind": "vamp", "pseudo_inputs": 6}
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    with pytest.raises(ValueError, match="kl_guard: the KL has no closed form"):
+        AutoencoderPhase(model, guarded(guard))
+
+
 def test_a_guard_takes_the_place_of_the_kl_in_the_loss():
     model, batch = vae(), {"image": torch.rand(3, 1, 8, 8)}
     torch.manual_seed(0)

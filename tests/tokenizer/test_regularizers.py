@@ -203,6 +203,19 @@ def test_the_discrepancy_is_exact_under_autocast():
     assert torch.equal(found, MaximumMeanDiscrepancy().discrepancy(z, prior))
 
 
+def test_the_discrepancy_has_one_draw_of_each_image():
+    """Draws of one image are not independent; counted as if they were, narrow posteriors would have a discrepancy."""
+    posterior = posterior_of(5)
+    posterior.log_variance.fill_(-20)
+    torch.manual_seed(0)
+    out = output(posterior, 3)
+    torch.manual_seed(1)
+    found = MaximumMeanDiscrepancy().regularize(out).term
+    torch.manual_seed(1)
+    expected = MaximumMeanDiscrepancy().discrepancy(out.z[:, 0].flatten(1), torch.randn(5, 3))
+    torch.testing.assert_close(found, expected)
+
+
 def test_one_image_has_no_discrepancy():
     with pytest.raises(ValueError, match="expected at least 2"):
         MaximumMeanDiscrepancy().check_batch(1)

@@ -88,6 +88,10 @@ class LadderPosterior:
         ]
         return (*top, *below)
 
+    def has_closed_form(self, prior: LadderPrior) -> bool:
+        """Whether no element of `kl` is sampled."""
+        return self.top.kl(prior.top) is not None
+
     def detach(self) -> "LadderPosterior":
         return LadderPosterior(self.network, [each.detach() for each in self.evidence], frozen=True)
 

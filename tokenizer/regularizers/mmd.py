@@ -19,6 +19,7 @@ from tokenizer.regularizers.contract import Regularization, latent_rows
 class MaximumMeanDiscrepancy(Options):
     """The term "mmd": the squared discrepancy between the latents of a batch and as many draws of the latent prior, by
     the unbiased estimator (arXiv 1711.01558, algorithm 2), which may be negative. Draws of the prior get no gradient.
+    Of several draws of an image only the first counts: the estimator needs independent latents.
 
     kernel: "inverse_multiquadratic" C / (C + |x - y|²) or "rbf" exp(-|x - y|² / C), with C = 2 · elements of a latent ·
         scale: the squared distance that two draws of the standard normal have on average is the C of scale 1.
@@ -41,7 +42,7 @@ class MaximumMeanDiscrepancy(Options):
 
     def regularize(self, out: AutoencoderOutput) -> Regularization:
         assert out.latent_prior is not None
-        z = latent_rows(out.z)
+        z = latent_rows(out.z[:, :1])
         with torch.no_grad():
             prior = out.latent_prior.sample(len(z)).flatten(1).to(z)
         return Regularization(self.discrepancy(z, prior))

@@ -4,6 +4,7 @@ from torch import nn
 
 from pipelines.training.optimizer import OptimizerConfig, WeightAverage, build_optimizer, learning_rate
 from tests.pipelines.training.toy import Network
+from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig
 
 
 def test_learning_rate_is_a_pure_function_with_the_named_ends():
@@ -15,13 +16,36 @@ def test_learning_rate_is_a_pure_function_with_the_named_ends():
 
 
 def test_only_matrices_decay():
-    parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    parameters = {"matrix": nn.Parameter(torch.ones(2, 2)), "bias": nn.Parameter(torch.ones(2))}
     optimizer = build_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), parameters)
-    for parameter in parameters:
+    for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    torch.testing.assert_close(parameters[0].detach(), torch.full((2, 2), 0.95))
-    torch.testing.assert_close(parameters[1].detach(), torch.ones(2))
+    torch.testing.assert_close(parameters["matrix"].detach(), torch.full((2, 2), 0.95))
+    torch.testing.assert_close(parameters["bias"].detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "some_decay"), [("standard_normal", False), ("mixture", False), ("vamp", False), ("flow", True)]
+)
+def test_of_a_latent_prior_only_the_weights_of_a_network_decay(kind, some_decay):
+    config = {
+        "image_size": 4,
+        "channels": 1,
+        "backbone": {"kind": "mlp", "widths": [4]},
+        "bottleneck": {"kind": "gaussian", "dim": 3},
+        "latent_prior": {"kind": kind},
+        "likelihood": {"kind": "bernoulli"},
+    }
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    phase = AutoencoderPhase(model, ObjectiveConfig.model_validate({"weights": {"nll": 1, "kl": 1}}))
+    decaying = build_optimizer(OptimizerConfig(weight_decay=0.5), phase.trained_parameters()).param_groups[0]["params"]
+    found = {name for name, p in model.named_parameters() if any(p is other for other in decaying)}
+    of_prior = {name for name in found if name.startswith("latent_prior.")}
+    assert found - of_prior == {
+        name for name, p in model.named_parameters() if p.ndim >= 2 and not name.startswith("latent_prior.")
+    }
+    assert bool(of_prior) == some_decay and all(name.endswith(".weight") for name in of_prior)
 
 
 def test_weight_average_equals_its_recurrence_and_copies_buffers():
