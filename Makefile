@@ -13,7 +13,7 @@ test: .venv/.smalti-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python --warnings
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 # Fashion-MNIST where torchvision would look for it: from the Debian package dataset-fashion-mnist if that is installed;
 # otherwise torchvision downloads it by itself when a recipe asks for it.

@@ -87,6 +87,7 @@ def encode(
         with first_process(accelerator) as first:
             if first:
                 complete(folder.path, spec, tokenizer.model, datasets)
+        wait_for_all(accelerator)
     manifest = TokenDataset.open(folder.path).manifest
     result = EncodeResult.of(folder.path, manifest, rate)
     if accelerator.is_main_process:

@@ -67,6 +67,14 @@ def wait_for_all(processes: Processes) -> None:
     if processes.num_processes == 1:
         return
     store, key = group_store(), new_key("all")
+    _count_up_to(store, key, processes.num_processes)
+    if processes.process_index > 0:
+        store.add(f"{key}/seen", 1)
+    else:  # it may hold the store, which ends with it: it leaves when the others have seen that all are here
+        _count_up_to(store, f"{key}/seen", processes.num_processes)
+
+
+def _count_up_to(store: Any, key: str, number: int) -> None:
     store.add(key, 1)
-    while store.add(key, 0) < processes.num_processes:
+    while store.add(key, 0) < number:
         time.sleep(SECONDS_BETWEEN_LOOKS)
