@@ -126,8 +126,8 @@ def traversal(
 
 
 def _units(health: LatentHealth, request: TraversalRequest) -> list[int]:
-    """The units to show, the one of largest KL first (of largest variance, where no unit has a KL of its own)."""
-    size = health.mean_variance if health.kl is None else health.kl
+    """The units to show, the one of largest KL first (of largest spread, where no unit has a KL of its own)."""
+    size = health.spread if health.kl is None else health.kl
     count = len(size)
     if request.latents is None:
         return size.argsort(descending=True)[:SHOWN].tolist()

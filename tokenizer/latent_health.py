@@ -12,7 +12,10 @@ from tokenizer.divergences import gaussian_kl
 from tokenizer.latents import LatentDistribution, Posterior
 from tokenizer.noise import Generators
 
-ACTIVE_VARIANCE = 0.01  # of the posterior's mean over images (Burda et al. 2015, arXiv 1509.00519, section 5.2)
+# Of the posterior's mean over images (Burda et al. 2015, arXiv 1509.00519, section 5.2), where the prior is N(0, 1).
+# Other priors fix no scale. There it is a share of the aggregate variance, which is about 1 where q(z) is near N(0, 1).
+ACTIVE_VARIANCE = 0.01
+ACTIVE_KL = 0.01  # nats, of a unit below the top level; under N(0, 1) a mean of that variance has at least half as much
 # A posterior collapses as a whole or unit by unit. Good VAEs leave units unused: of IWAE's 50 on MNIST about 20 are
 # active. So the thresholds are low.
 COLLAPSED_ACTIVE = 0.05
@@ -26,26 +29,44 @@ Verdict = Literal["healthy", "weak", "collapsed"]
 
 
 @dataclass(frozen=True)
+class LevelState:
+    """One level of the latent. kl: nats an image, the mean over images; None if it is not known."""
+
+    units: int
+    active_units: int
+    kl: float | None
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
 class LatentHealth:
     """The state of n latent units (the flattened latent) over a window of images. Divergences are in nats.
 
     kl: KL(q(z_i | x) || p(z_i)), mean over images; None if the posterior has no figure for each unit.
-    active: whether the posterior's mean varies over images by more than ACTIVE_VARIANCE; mean_variance: how much.
+    mean_variance: of the posterior's mean, over images.
+    spread: mean_variance where the prior is N(0, 1); otherwise its share of aggregate_variance, which does not depend
+        on the scale of the latent.
+    active: whether spread is over ACTIVE_VARIANCE. Below the top level of a hierarchy a mean also varies with the
+        levels above; there, whether kl is over ACTIVE_KL.
     aggregate_mean, aggregate_variance: of the aggregate posterior q(z), the mixture of all images' posteriors.
     aggregate_kl: of the normal of the same moments to N(0, 1), by unit. For a standard normal prior, kl - aggregate_kl
         bounds from above what the unit tells about the image.
     total_correlation: of the normal with q(z)'s mean and covariance; too large by about n^2 / (4 images) if the
         units are independent; None for more than MAX_JOINT units or a singular covariance.
+    levels: from the top; one where the latent has no levels. verdict, reason: those of the worst.
     """
 
     images: int
     kl: Float[Tensor, " n"] | None
     active: Bool[Tensor, " n"]
     mean_variance: Float[Tensor, " n"]
+    spread: Float[Tensor, " n"]
     aggregate_mean: Float[Tensor, " n"]
     aggregate_variance: Float[Tensor, " n"]
     aggregate_kl: Float[Tensor, " n"]
     total_correlation: float | None
+    levels: tuple[LevelState, ...]
     verdict: Verdict
     reason: str
 
@@ -56,15 +77,18 @@ class LatentHealth:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, fit for JSON."""
         content = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return content | {"active_units": self.active_units}
+        return content | {"active_units": self.active_units, "levels": [vars(level) for level in self.levels]}
 
 
 class LatentMoments:
-    """Moments of the posteriors of a window of images, on `device`, in double precision."""
+    """Moments of the posteriors of a window of images, on `device`, in double precision.
 
-    def __init__(self, num_units: int, device: torch.device | str = "cpu"):
-        self.num_units, self.device = num_units, torch.device(device)
-        self.joint = num_units <= MAX_JOINT
+    sizes: the units of each level, from the top; one number where the latent has no levels.
+    """
+
+    def __init__(self, *sizes: int, device: torch.device | str = "cpu"):
+        self.sizes, self.num_units, self.device = sizes, sum(sizes), torch.device(device)
+        self.joint = self.num_units <= MAX_JOINT
         self.reset()
 
     def reset(self) -> None:
@@ -74,38 +98,63 @@ class LatentMoments:
         self.mean, self.variance = zeros.clone(), zeros.clone()
         # Sum over images of squared deviations from the mean: of each unit, or of each pair.
         self.deviation = torch.zeros(self.num_units, self.num_units).to(zeros) if self.joint else zeros.clone()
-        self.kl: Tensor | None = zeros.clone()
+        self.kl = zeros.clone()  # not a number where it is not known, which whatever is added leaves so
+        self.level_kl = zeros.new_zeros(len(self.sizes))
 
     @torch.no_grad()
     def update(
-        self, mean: Float[Tensor, "b n"], variance: Float[Tensor, "b n"], kl: Float[Tensor, "b n"] | None = None
+        self,
+        mean: Float[Tensor, "b n"],
+        variance: Float[Tensor, "b n"],
+        kl: Float[Tensor, "b n"] | None = None,
+        level_kl: Float[Tensor, "b levels"] | None = None,
     ) -> None:
-        """Adds the posteriors of b images: mean, variance and KL to the prior of each unit (None if there is none).
+        """Adds the posteriors of b images: mean, variance and KL to the prior of each unit, and the KL of each level.
 
-        A window with a block without `kl` has none. ValueError if n is not num_units.
+        kl: None, or not a number, where it is not known. level_kl: the sum of `kl` if it is not given. What is not
+        known of one block is not known of the window. ValueError if n is not num_units.
         """
         if mean.shape[1] != self.num_units:
             raise ValueError(f"found {mean.shape[1]} latent units, expected {self.num_units}")
         if not len(mean):
             return
-        block = LatentMoments(self.num_units, self.device)
+        if kl is None:
+            kl = torch.full_like(mean, math.nan)
+        if level_kl is None:
+            level_kl = torch.stack([level.sum(1) for level in kl.double().split(self.sizes, 1)], 1)
+        block = LatentMoments(*self.sizes, device=self.device)
         mean = mean.to(self.device, torch.float64)
         block.images, block.mean = len(mean), mean.mean(0)
         block.variance = variance.to(self.device, torch.float64).mean(0)
         centred = mean - block.mean
         block.deviation = centred.T @ centred if self.joint else centred.square().sum(0)
-        block.kl = None if kl is None else kl.to(self.device, torch.float64).mean(0)
+        block.kl = kl.to(self.device, torch.float64).mean(0)
+        block.level_kl = level_kl.to(self.device, torch.float64).mean(0)
         self._merge(block)
 
     @torch.no_grad()
     def observe(self, posterior: Posterior, prior: LatentDistribution, generator: Generators = None) -> None:
-        """Adds the posteriors of a batch of images, of any kind: their variances are those of a few draws."""
+        """Adds the posteriors of a batch of images, of any kind: their variances are those of a few draws.
+
+        A KL without closed form is ln q(z | x) - ln p(z) of one draw: near zero, where it matters, its variance over
+        images is small. ValueError if the posterior's levels are not those of the window.
+        """
         z = posterior.sample(DRAWS, generator)
         levels = posterior.kl(prior, z[:, 0])
-        kl = None if levels is None else torch.cat([level.flatten(1) for level in levels], 1)
-        if kl is not None and kl.shape[1] != self.num_units:  # of a level whose elements are not independent
-            kl = None
-        self.update(posterior.mean.flatten(1), z.double().var(1).flatten(1), kl)
+        if levels is None:  # the posterior knows the density of all draws together
+            sampled = posterior.log_prob(z)[:, :1] - prior.log_prob(z[:, :1])
+            levels = (sampled[..., None, None],)
+        if len(levels) != len(self.sizes):
+            raise ValueError(f"found {len(levels)} levels of the latent, expected {len(self.sizes)}")
+        units, totals = [], []
+        for level, size in zip(levels, self.sizes, strict=True):
+            each = level.flatten(1).double()
+            totals.append(each.sum(1))
+            # Of a level whose elements are not independent, or whose KL is sampled, there is one figure.
+            units.append(each if each.shape[1] == size else each.new_full((len(each), size), math.nan))
+        self.update(
+            posterior.mean.flatten(1), z.double().var(1).flatten(1), torch.cat(units, 1), torch.stack(totals, 1)
+        )
 
     def _merge(self, other: "LatentMoments") -> None:
         """Adds another window (Chan, Golub, LeVeque 1983: equations 2.1). Nothing is lost if means are large."""
@@ -115,16 +164,16 @@ class LatentMoments:
         self.deviation = self.deviation + other.deviation + self.images * share * squares
         self.mean = self.mean + share * apart
         self.variance = self.variance.lerp(other.variance, share)
-        self.kl = None if self.kl is None or other.kl is None else self.kl.lerp(other.kl, share)
+        self.kl = self.kl + share * (other.kl - self.kl)
+        self.level_kl = self.level_kl + share * (other.level_kl - self.level_kl)
         self.images += other.images
 
     def all_reduce(self) -> None:
         """Makes one window of the windows of all ranks; does nothing in a single process."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return
-        has_kl = self.kl is not None
-        own = [torch.tensor([self.images, has_kl]).to(self.mean), self.mean, self.variance, self.deviation.flatten()]
-        flat = torch.cat([*own, self.kl if self.kl is not None else torch.zeros_like(self.mean)])
+        images = self.mean.new_tensor([self.images])
+        flat = torch.cat([images, self.mean, self.variance, self.kl, self.level_kl, self.deviation.flatten()])
         windows = [torch.empty_like(flat) for _ in range(distributed.get_world_size())]
         distributed.all_gather(windows, flat)
         self.reset()
@@ -134,10 +183,12 @@ class LatentMoments:
 
     def _unpacked(self, flat: Float[Tensor, " numbers"]) -> "LatentMoments":
         n = self.num_units
-        (images, has_kl), mean, variance, deviation, kl = flat.split([2, n, n, self.deviation.numel(), n])
-        window = LatentMoments(n, self.device)
+        images, mean, variance, kl, level_kl, deviation = flat.split(
+            [1, n, n, n, len(self.sizes), self.deviation.numel()]
+        )
+        window = LatentMoments(*self.sizes, device=self.device)
         window.images, window.mean, window.variance = int(images), mean, variance
-        window.deviation, window.kl = deviation.view_as(self.deviation), kl if has_kl else None
+        window.kl, window.level_kl, window.deviation = kl, level_kl, deviation.view_as(self.deviation)
         return window
 
     def report(self, standard_normal_prior: bool = True) -> LatentHealth:
@@ -152,21 +203,34 @@ class LatentMoments:
         mean_variance = covariance.diagonal().clone() if self.joint else covariance
         variance = mean_variance + within
         aggregate_kl = gaussian_kl(mean, variance.log())
-        active = mean_variance > ACTIVE_VARIANCE
-        kl = None if self.kl is None else self.kl.cpu()
-        verdict, reason = _verdict(active, kl, aggregate_kl if standard_normal_prior else None)
+        spread = mean_variance if standard_normal_prior else mean_variance / variance.clamp_min(1e-300)
+        active, kl = spread > ACTIVE_VARIANCE, self.kl.cpu()
+        below = slice(self.sizes[0], None)
+        active[below] = kl[below] > ACTIVE_KL
+        levels = self._levels(active, aggregate_kl if standard_normal_prior else None)
+        worst, reason = _worst(levels)
         return LatentHealth(
             images=self.images,
-            kl=kl,
+            kl=None if kl.isnan().any() else kl,
             active=active,
             mean_variance=mean_variance,
+            spread=spread,
             aggregate_mean=mean,
             aggregate_variance=variance,
             aggregate_kl=aggregate_kl,
             total_correlation=total_correlation(covariance + within.diag()) if self.joint else None,
-            verdict=verdict,
+            levels=levels,
+            verdict=worst,
             reason=reason,
         )
+
+    def _levels(self, active: Bool[Tensor, " n"], aggregate_kl: Float[Tensor, " n"] | None) -> tuple[LevelState, ...]:
+        levels = []
+        aggregates = [None] * len(self.sizes) if aggregate_kl is None else aggregate_kl.split(self.sizes)
+        for units, total, aggregate in zip(active.split(self.sizes), self.level_kl.tolist(), aggregates, strict=True):
+            kl = total if math.isfinite(total) else None
+            levels.append(LevelState(len(units), int(units.sum()), kl, *_verdict(units, kl, aggregate)))
+        return tuple(levels)
 
 
 def total_correlation(covariance: Float[Tensor, "n n"]) -> float | None:
@@ -177,16 +241,27 @@ def total_correlation(covariance: Float[Tensor, "n n"]) -> float | None:
     return max(0.0, (0.5 * covariance.diagonal().log() - factor.diagonal().log()).sum().item())
 
 
+def _worst(levels: tuple[LevelState, ...]) -> tuple[Verdict, str]:
+    """The verdict on the whole latent, and its reason, which names the level where there are several."""
+    order: list[Verdict] = ["collapsed", "weak", "healthy"]
+    worst = min(levels, key=lambda level: order.index(level.verdict))
+    if len(levels) == 1:
+        return worst.verdict, worst.reason
+    if worst.verdict == "healthy":
+        return worst.verdict, "; ".join(f"level {i}: {level.reason}" for i, level in enumerate(levels, 1))
+    return worst.verdict, f"level {levels.index(worst) + 1} of {len(levels)}, from the top: {worst.reason}"
+
+
 def _verdict(
-    active: Bool[Tensor, " n"], kl: Float[Tensor, " n"] | None, aggregate_kl: Float[Tensor, " n"] | None
+    active: Bool[Tensor, " n"], kl: float | None, aggregate_kl: Float[Tensor, " n"] | None
 ) -> tuple[Verdict, str]:
     count, share = int(active.sum()), active.double().mean().item()
     units = f"{count} of {len(active)} units active"
-    total = math.inf if kl is None else kl.sum().item()
+    total = math.inf if kl is None else kl
     nats = f"KL {total:.2f} nats an image"
     apart = 0.0 if aggregate_kl is None or not count else aggregate_kl[active].mean().item()
     findings: list[tuple[bool, Verdict, str]] = [
-        (count == 0, "collapsed", f"{units}: the latent is the same for every image"),
+        (count == 0, "collapsed", f"{units}: the latent tells nothing about its image"),
         (share < COLLAPSED_ACTIVE, "collapsed", f"{units}, under {COLLAPSED_ACTIVE:.0%}"),
         (
             total < COLLAPSED_KL,

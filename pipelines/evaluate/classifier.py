@@ -122,6 +122,7 @@ class ClassifierTask:
     """
 
     monitor = "loss"
+    best_is_latest = False
 
     def __init__(self, recipe: ClassifierRecipe):
         self.recipe = recipe

@@ -13,10 +13,10 @@ from tokenizer.latent_health import ACTIVE_VARIANCE, LatentHealth
 def draw_latent_health(path: str | Path, health: LatentHealth, title: str = "latent") -> Path:
     """Write one PNG: the KL of every unit, largest first; below, the moments of the aggregate posterior.
 
-    Units that are not active stand on red. Without a KL for each unit, the variance of its posterior's mean over images
-    takes the place.
+    Units that are not active stand on red. Without a KL for each unit its spread takes the place: the variance of its
+    posterior's mean over images, as it is or as a share of the aggregate variance.
     """
-    size = health.mean_variance if health.kl is None else health.kl
+    size = health.spread if health.kl is None else health.kl
     order = np.argsort(-size.numpy(), kind="stable")
     figure = Figure(figsize=(9, 6), layout="constrained")
     bars, moments = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
@@ -24,7 +24,7 @@ def draw_latent_health(path: str | Path, health: LatentHealth, title: str = "lat
     if health.kl is None:
         bars.axhline(ACTIVE_VARIANCE, color="0.5", linewidth=0.8, linestyle="--")
         bars.set_yscale("log")
-        bars.set_ylabel("variance of the posterior's mean")
+        bars.set_ylabel("spread of the posterior's mean")
     else:
         bars.set_ylabel("KL, nats an image")
     bars.set_title(f"{title}, {health.images:,} images: {health.verdict}\n{health.reason}", fontsize=11, wrap=True)

@@ -39,7 +39,8 @@ class TrainingConfig(BaseModel):
     patience: int | None = Field(
         default=None,
         gt=0,
-        description="validations without a gain after which the run ends before `steps`; null: never",
+        description="validations without a gain after which the run ends before `steps`; null: never, the only choice "
+        "with regularizers or a discriminator, which held-out figures leave out",
     )
     save_every: int = Field(default=500, gt=0)
     keep_states: int = Field(default=2, gt=0, description="resume states that are kept")

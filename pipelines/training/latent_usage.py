@@ -1,5 +1,7 @@
 """Whether the latent of a model is used, over a window of images that several processes share."""
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
@@ -24,7 +26,8 @@ class LatentUsage:
             # Of all levels: one below the top has a prior that depends on those above it.
             self.standard_normal_prior = isinstance(model.latent_distribution(), StandardNormal)
         self.codes = LevelUsage(model.code_grids, device) if model.code_grids else None
-        self.moments = None if encoded.posterior is None else LatentMoments(encoded.z.numel(), device)
+        sizes = [math.prod(shape) for shape in model.latent_shapes] if encoded.posterior else []
+        self.moments = LatentMoments(*sizes, device=device) if sizes else None
 
     def add(
         self,

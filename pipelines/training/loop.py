@@ -165,13 +165,14 @@ class TrainingLoop:
             if not math.isfinite(value):
                 self.fail(NonFinite(self.step, f"{task.monitor} of the validation", self.figures))
             self.record("validation", self.figures)
+            gain = value < self.best or task.best_is_latest
             if self.collective.is_first:
                 task.save_figures(models, path / "figures", self.step)
-                if value < self.best:
+                if gain:
                     task.publish(models, path / "best")
                 draw_curves(path / "metrics.jsonl", path / "curves.png")
             self.without_gain += 1
-            if value < self.best:
+            if gain:
                 self.best, self.best_step, self.without_gain = value, self.step, 0
 
     # State

@@ -50,6 +50,7 @@ class PriorTask:
     """
 
     monitor = "bits_per_token"
+    best_is_latest = False
 
     def __init__(
         self,

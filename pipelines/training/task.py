@@ -54,7 +54,10 @@ class TrainingTask(Protocol):
     """One model in training. The models that are handed back have the weights to be published and are in eval mode."""
 
     monitor: str
-    """The figure of `validate`, lower is better, by which the best weights are chosen."""
+    """The figure of `validate`, lower is better, by which the best weights are chosen. It must stay finite."""
+
+    best_is_latest: bool
+    """Whether the best weights are those of the latest validation, whatever `monitor` says: it is not the objective."""
 
     @property
     def phases(self) -> Mapping[str, OptimizedPhase]:

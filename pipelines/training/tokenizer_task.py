@@ -28,9 +28,13 @@ from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, Objectiv
 class TokenizerTask:
     """An autoencoder, trained on the images of `data`. `card` is published with the weights.
 
+    The weights of least held-out loss are the best. That loss leaves the terms of the batch out. Where regularizers or
+    a discriminator shape the latents, least loss would be least reconstruction error, before the latents follow their
+    prior: there the weights of the latest validation are the best.
+
     Raises:
         UserError: the data cannot be opened, no image that validation would read is readable, its classes are not those
-            of the model's condition, or the objective does not fit the model.
+            of the model's condition, the objective does not fit the model, or `patience` has no figure to wait for.
     """
 
     monitor = "loss"
@@ -58,6 +62,12 @@ class TokenizerTask:
         except ValueError as error:
             raise UserError(f"objective.{error}") from error
         check_regularizers(phase, training)
+        self.best_is_latest = bool(terms := unseen_terms(objective, training))
+        if terms and training.patience is not None:
+            raise UserError(
+                f"training.patience: found {training.patience}, but the loss of held-out images has no "
+                f"{', '.join(terms)}, a term of the whole batch, so it cannot say when to stop; expected null"
+            )
         self.warned_of_collapse = False
         self.phases = phases_of(phase, training)
 
@@ -110,6 +120,11 @@ class TokenizerTask:
             captions = list(islice(cycle(self.classes), 32)) if self.classes else None
             samples = model.sample(32, torch.Generator(device).manual_seed(self.seed), wanted).cpu()
             save_grid(folder / f"samples-{step:08d}.png", samples, columns=8, captions=captions)
+
+
+def unseen_terms(objective: ObjectiveConfig, training: TokenizerTrainingConfig) -> list[str]:
+    """The terms of regularizers and discriminator that count at the step whose weights validation takes, the last."""
+    return [name for name in objective.latent_terms if objective.weights[name].at(training.steps) > 0]
 
 
 def label_names(model: AutoencoderConfig, *splits: ImageDataset) -> tuple[str, ...] | None:

@@ -9,10 +9,13 @@ from torch import distributed
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.multiprocessing.spawn import spawn
 
-from tokenizer import latent_health
+from tests.tokenizer.members import examples, small
+from tokenizer import Autoencoder, AutoencoderConfig, latent_health
 from tokenizer.divergences import gaussian_kl
 from tokenizer.latent_health import LatentMoments, total_correlation
-from tokenizer.posteriors import DiagonalGaussian
+from tokenizer.latent_priors import LatentPriorConfig
+from tokenizer.latent_priors.gaussian_mixture import GaussianMixture
+from tokenizer.posteriors import DiagonalGaussian, FullGaussian
 from tokenizer.standard_normal import StandardNormal
 
 IMAGES, UNITS = 400, 20
@@ -147,6 +150,115 @@ def test_an_aggregate_far_from_a_standard_normal_prior_is_weak():
     assert health_of(3 * mean, variance, standard_normal_prior=False).verdict == "healthy"
 
 
+def observed_with_a_mixture(mean, variance, prior_variance):
+    """Of posteriors whose prior is a mixture of one Gaussian; with it the true KL in nats."""
+    shape = (*mean.shape, 1, 1)
+    posterior = DiagonalGaussian(mean.view(shape), variance.log().view(shape))
+    spread = torch.full(shape[1:], prior_variance)
+    prior = GaussianMixture(torch.zeros(1), torch.zeros(1, *shape[1:]), spread.log()[None])
+    moments = LatentMoments(mean.shape[1])
+    moments.observe(posterior, prior)
+    exact = kl_divergence(Normal(mean, variance.sqrt()), Normal(0.0, prior_variance**0.5)).sum(1).mean().item()
+    return moments.report(standard_normal_prior=False), exact
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
+def test_the_scale_of_a_latent_with_a_learned_prior_does_not_matter(scale):
+    mean, variance = posteriors(8, units=8)
+    health, exact = observed_with_a_mixture(scale * mean, scale**2 * variance, scale**2)
+    assert health.verdict == "healthy" and health.active_units == 8 and health.kl is None
+    assert torch.allclose(health.spread.float(), torch.tensor(0.81), rtol=0.05)
+    assert health.levels[0].kl == pytest.approx(exact, abs=0.5) and exact > 6
+
+
+def test_means_that_vary_little_within_wide_posteriors_are_collapsed():
+    torch.manual_seed(0)
+    health, _ = observed_with_a_mixture(0.5 * torch.randn(500, 8), torch.full((500, 8), 100.0), 100.0)
+    assert health.verdict == "collapsed" and health.active_units == 0
+
+
+def test_a_kl_without_closed_form_is_sampled():
+    """Every unit is active, and still all of them together tell nearly nothing."""
+    torch.manual_seed(0)
+    mean = 0.15 * torch.randn(2000, 8)
+    health, exact = observed_with_a_mixture(mean, torch.ones_like(mean), 1.0)
+    assert health.levels[0].kl == pytest.approx(exact, abs=0.03) and exact < 0.1
+    assert health.active_units == 8
+    assert health.verdict == "collapsed" and "nats an image, under 1" in health.reason
+
+
+def test_a_kl_of_the_whole_latent_is_judged():
+    """A full covariance has no figure for each unit."""
+    mean = 0.2 * posteriors(20)[0]
+    moments = LatentMoments(20)
+    moments.observe(
+        FullGaussian(mean[..., None, None], torch.eye(20).expand(len(mean), -1, -1)), StandardNormal((20, 1, 1))
+    )
+    health = moments.report()
+    assert health.kl is None and health.verdict == "collapsed" and "KL 0.32 nats" in health.reason
+
+
+def of_levels(*nats, units=10):
+    """Of levels whose means all vary alike, with `nats` an image each."""
+    torch.manual_seed(0)
+    moments = LatentMoments(*[units for _ in nats])
+    mean = 2 * torch.randn(100, units * len(nats))
+    kl = torch.cat([torch.full((100, units), each / units) for each in nats], 1)
+    moments.update(mean, 0.1 * torch.ones_like(mean), kl)
+    return moments.report(standard_normal_prior=False)
+
+
+def test_below_the_top_a_unit_is_active_by_its_kl():
+    """Its mean moves with the levels above even where the posterior is the prior."""
+    assert of_levels(9.0, 0.0).active.tolist() == [True] * 10 + [False] * 10
+    assert of_levels(9.0, 0.2).active_units == 20
+
+
+def test_the_worst_level_decides_and_is_named():
+    health = of_levels(9.0, 8.0, 0.0)
+    assert health.verdict == "collapsed" and health.reason.startswith(
+        "level 3 of 3, from the top: 0 of 10 units active"
+    )
+    assert [level.verdict for level in health.levels] == ["healthy", "healthy", "collapsed"]
+    assert of_levels(0.5, 9.0).reason.startswith("level 1 of 2, from the top: KL 0.50 nats")
+    healthy = of_levels(9.0, 8.0)
+    assert healthy.verdict == "healthy" and "level 2: 10 of 10 units active, KL 8.00" in healthy.reason
+
+
+@pytest.mark.parametrize("latent_prior", examples(LatentPriorConfig).values(), ids=str)
+def test_a_level_whose_posterior_is_its_prior_is_collapsed_whatever_the_prior_of_the_top(latent_prior):
+    torch.manual_seed(0)
+    content = {
+        "image_size": 8,
+        "channels": 1,
+        "backbone": {"kind": "mlp", "widths": [32]},
+        "bottleneck": {"kind": "ladder", "dims": [4, 16], "width": 32, "merge": "precision_weighted"},
+        "likelihood": {"kind": "bernoulli"},
+        "latent_prior": small(latent_prior).model_dump(),
+    }
+    model = Autoencoder(AutoencoderConfig.model_validate(content)).eval()
+    with torch.no_grad():
+        weights = {name.removeprefix("bottleneck.evidence."): weight for name, weight in model.named_parameters()}
+        weights["0.1.weight"] *= 3
+        weights["0.1.bias"][4:] -= 4
+        weights["1.1.weight"].zero_()
+        weights["1.1.bias"][16:] = 20  # no evidence: the posterior is the prior
+        out = model(torch.rand(256, 1, 8, 8))
+        moments = LatentMoments(4, 16)
+        moments.observe(out.bottleneck.posterior, out.latent_prior)
+    health = moments.report(standard_normal_prior=False)
+    assert health.active[4:].sum() == 0 and health.mean_variance[4:].max() > 0.01
+    assert health.verdict == "collapsed" and "level 2 of 2" in health.reason
+    assert health.levels[1].kl == pytest.approx(0, abs=1e-3)
+    assert health.levels[0].kl is not None and health.levels[0].kl > 1
+
+
+def test_levels_that_are_not_those_of_the_window_are_refused():
+    posterior = DiagonalGaussian(torch.zeros(3, 4, 1, 1), torch.zeros(3, 4, 1, 1))
+    with pytest.raises(ValueError, match="found 1 levels of the latent, expected 2"):
+        LatentMoments(2, 2).observe(posterior, StandardNormal((4, 1, 1)))
+
+
 def test_without_a_kl_the_moments_decide():
     health = health_of(*posteriors(20), kl=False)
     assert health.kl is None and health.verdict == "healthy" and health.reason == "20 of 20 units active"
@@ -174,7 +286,7 @@ def _one_window_of_two(rank, port):
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     mean, variance = 5 + torch.randn(30, 4), torch.rand(30, 4)
-    whole, mine = LatentMoments(4), LatentMoments(4)
+    whole, mine = LatentMoments(3, 1), LatentMoments(3, 1)
     whole.update(mean, variance, mean)
     rows = slice(20) if rank == 0 else slice(20, 30)
     mine.update(mean[rows], variance[rows], mean[rows])
@@ -182,6 +294,7 @@ def _one_window_of_two(rank, port):
     distributed.destroy_process_group()
     found, expected = mine.report(), whole.report()
     assert found.images == 30 and found.total_correlation == pytest.approx(expected.total_correlation)
+    assert [level.kl for level in found.levels] == pytest.approx([level.kl for level in expected.levels])
     assert torch.allclose(found.kl, expected.kl) and torch.allclose(found.aggregate_kl, expected.aggregate_kl)
 
 

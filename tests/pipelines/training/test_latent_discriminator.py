@@ -173,3 +173,28 @@ def test_regularizers_train_through_a_recipe_and_are_no_part_of_validation(tmp_p
     assert all(math.isfinite(trained[name]) for name in ("total_correlation", "mmd", "mutual_information"))
     validated = next(line for line in lines if line["split"] == "validation")
     assert not {"total_correlation", "mmd"} & validated.keys()
+
+
+MMD = {"weights": {"nll": 1, "kl": 0, "mmd": 100}, "regularizers": [{"kind": "mmd"}]}
+
+
+@pytest.mark.parametrize("objective", [MMD, FACTOR])
+def test_with_terms_that_validation_does_not_see_the_latest_weights_are_the_best(objective, tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0, 3.0])
+    figures = TokenizerTask.validate
+    monkeypatch.setattr(TokenizerTask, "validate", lambda *given: figures(*given) | {"loss": next(losses)})
+    folder = train_recipe(recipe(tmp_path, objective))
+    assert json.loads((folder.path / "done.json").read_text())["best_step"] == 9
+    best, last = (load_file(folder.path / which / "model.safetensors") for which in ("best", "last"))
+    torch.testing.assert_close(best, last, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", [MMD, FACTOR])
+def test_patience_is_refused_where_validation_does_not_see_a_term(objective, tmp_path):
+    with pytest.raises(UserError, match=r"training\.patience: found 2, .*(mmd|total_correlation).*expected null"):
+        build_task(recipe(tmp_path, objective, patience=2))
+
+
+def test_a_term_that_does_not_count_leaves_patience_and_the_best_as_they_are(tmp_path):
+    task = build_task(recipe(tmp_path, MMD | {"weights": {"nll": 1, "kl": 1, "mmd": 0}}, patience=2))
+    assert not task.best_is_latest

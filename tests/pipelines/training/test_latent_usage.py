@@ -74,4 +74,6 @@ def test_the_levels_of_a_hierarchical_latent_are_not_compared_with_the_standard_
         task = task_of(model, {"nll": 1, "kl": 1})
         compared[name] = LatentUsage(task.phases["tokenizer"].phase.model, torch.device("cpu")).standard_normal_prior
         assert 0 <= validate(task, 1)["active_units"] <= 5
+        sizes = LatentUsage(task.phases["tokenizer"].phase.model, torch.device("cpu")).moments.sizes
+        assert sizes == ((5,) if name == "flat" else (2, 3))
     assert compared == {"flat": True, "ladder": False}
