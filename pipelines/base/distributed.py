@@ -43,8 +43,8 @@ def start(precision: Precision = "fp32", trackers: tuple[str, ...] = (), folder:
             "overwrite each other. On CPUs: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m pipelines …`"
         )
     watch_other_processes(accelerator)
-    # On a CPU, sums and products with numbers below 1e-38 take up to ten times as long. The gradient of a mixture of
-    # many narrow Gaussians is full of them.
+    # On a CPU, arithmetic with numbers below 1e-38 takes up to ten times as long, and the gradient of a mixture of many
+    # narrow Gaussians is full of them. torch's worker threads inherit this when they start, at its first large sum.
     torch.set_flush_denormal(True)
     return accelerator
 
