@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import sha256_of, write_json, write_text
+from pipelines.base.atomic_files import write_json, write_text
 from pipelines.base.documents import read_json_if_valid
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
@@ -17,7 +17,7 @@ from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import say
 from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.anomaly_scores import SCORES, area_under_curve, scores_csv
-from pipelines.evaluate.held_out import open_held_out
+from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.image_likelihood import measure_images
 from pipelines.evaluate.row_figures import FOLDER, OWNED, RowFigures, remove_unfinished
 from pipelines.evaluate.value_figure import draw_histograms
@@ -76,7 +76,7 @@ def score_anomalies(
     digests = [source_digest(data, images)]
     if foreign_data is not None and others is not None:
         digests.append(source_digest(foreign_data, others))
-    identity = _identity(tokenizer, digests, request)
+    identity = identity_of(tokenizer, digests, request)
     if not overwrite and read_json_if_valid(output / "request.json") not in (None, identity):
         raise UserError(f"{output}: holds scores of another request; choose another --output, or --overwrite")
     report = read_json_if_valid(output / "anomaly.json") if not overwrite else None
@@ -158,12 +158,3 @@ def _write(
     if (output / FOREIGN).is_dir():
         (output / FOREIGN).rmdir()
     say(f"{output}: {report['images']:,} images scored; {title}")
-
-
-def _identity(tokenizer: LoadedTokenizer, images: list[str], request: AnomalyRequest) -> dict[str, Any]:
-    """What the scores depend on, by digest."""
-    return {
-        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
-        "images": images,
-        **request.model_dump(mode="json", exclude={"batch_size"}),
-    }

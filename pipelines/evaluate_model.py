@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import sha256_of, write_json, write_text
+from pipelines.base.atomic_files import write_json, write_text
 from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
@@ -16,13 +16,8 @@ from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.disentanglement import disentanglement, draw_mutual_information, scores_that_are_possible
-from pipelines.evaluate.held_out import open_held_out
-from pipelines.evaluate.image_likelihood import (
-    SEED,
-    has_bounds,
-    measure_images,
-    pixels_are_known,
-)
+from pipelines.evaluate.held_out import identity_of, open_held_out
+from pipelines.evaluate.image_likelihood import SEED, measure_images, pixels_are_known
 from pipelines.evaluate.latent_health_figure import draw_latent_health
 from pipelines.evaluate.latent_window import LatentWindow, latent_window
 from pipelines.evaluate.model_report import NAMES, figures_of, is_complete, meaning_of, print_report, write_report
@@ -71,7 +66,8 @@ def evaluate_model(
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     images = open_held_out(tokenizer, data, request.split, accelerator)
-    identity = _identity(tokenizer, source_digest(data, images), request)
+    known = identity_of(tokenizer, source_digest(data, images), request)
+    identity = {"fingerprint": tokenizer.fingerprint, **known}
     if not overwrite and read_json_if_valid(output / "request.json") not in (None, identity):
         raise UserError(
             f"{output}: holds an evaluation of another model, other images or other options; choose another --output, "
@@ -112,7 +108,7 @@ def _evaluate(
         "split": request.split,
         "images": sum(bool(row.figures) for row in found),
         "dims": model.dims,
-        "draws": request.draws if has_bounds(model) else None,
+        "draws": request.draws if model.is_random else None,
         "likelihood": {
             "kind": model.config.likelihood.kind,
             "is_mass": model.likelihood.is_mass,
@@ -140,7 +136,7 @@ def _notes(model: Autoencoder, found: Sequence[RowFigures]) -> list[str]:
         notes.append(f"{len(unreadable):,} images cannot be read and are left out, the first: {unreadable[0]}")
     if model.num_codes is not None:
         notes.append("a discrete model has no likelihood of its own: its prior is a second model, see `smalti run`")
-    elif not has_bounds(model):
+    elif not model.is_random:
         notes.append(f"the latent of a {model.config.bottleneck.kind} bottleneck is not random: -ln p(x) has no bound")
     return notes
 
@@ -178,13 +174,3 @@ def _draw(output: Path, found: Sequence[RowFigures], window: LatentWindow) -> No
     draw_histograms(output / "likelihood.png", values, "nats an image", f"{len(readable):,} images")
     if isinstance(window.health, LatentHealth):
         draw_latent_health(output / "latents.png", window.health)
-
-
-def _identity(tokenizer: LoadedTokenizer, images: str, request: EvaluationRequest) -> dict[str, Any]:
-    """What the figures depend on, by digest."""
-    return {
-        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
-        "fingerprint": tokenizer.fingerprint,
-        "images": images,
-        **request.model_dump(mode="json", exclude={"batch_size"}),
-    }

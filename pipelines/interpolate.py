@@ -1,21 +1,20 @@
 """From one image to another through the latents between them: `smalti interpolate`."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.atomic_files import write_json
 from pipelines.base.image_grids import image_grid, save_animation, save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import say
 from pipelines.data import DataConfig, Split
 from pipelines.evaluate.chosen_images import ChosenImages, choose_images
 from pipelines.evaluate.finished_figures import is_finished
-from pipelines.evaluate.held_out import open_held_out
+from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.latent_paths import linear_path, spherical_path
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
@@ -69,7 +68,7 @@ def interpolate(
         return open_held_out(tokenizer, data, request.split, accelerator)
 
     chosen = choose_images(names, tokenizer.preprocess, rows)
-    identity = _identity(tokenizer.folder, chosen, request)
+    identity = identity_of(tokenizer, chosen.digest(), request, leave_out=("animation",))
     figures = ["interpolation.png", *(["interpolation.gif"] if request.animation else [])]
     if not overwrite and is_finished(output, "interpolation.json", identity, figures):
         if accelerator.is_main_process:
@@ -107,7 +106,7 @@ def latents_or_features(model: Autoencoder, images: Tensor, labels: Tensor | Non
     """What can be interpolated: latents of a continuous model, features before the quantizer of a discrete one."""
     if model.num_codes is None:
         return model.encode(images, condition=labels).z
-    return model.encoder(model.likelihood.inmap(images / 255), labels)
+    return model.features(images, labels)
 
 
 def _draw(output: Path, chosen: ChosenImages, tiles: Tensor, request: InterpolationRequest) -> None:
@@ -121,12 +120,3 @@ def _draw(output: Path, chosen: ChosenImages, tiles: Tensor, request: Interpolat
         columns = min(len(tiles), 8)
         frames = [image_grid(list(tiles[:, step]), columns) for step in order]
         save_animation(output / "interpolation.gif", frames)
-
-
-def _identity(folder: Path, chosen: ChosenImages, request: InterpolationRequest) -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "weights": sha256_of(folder / "model.safetensors"),
-        "images": chosen.digest(),
-        **request.model_dump(mode="json", exclude={"animation"}),
-    }

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.atomic_files import write_json
 from pipelines.base.documents import read_json_if_valid
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid, to_uint8
@@ -21,8 +21,7 @@ from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageBatch, ImageDataset, Split, ordered_batches
 from pipelines.evaluate.fidelity import WINDOW, ssim
-from pipelines.evaluate.held_out import open_held_out
-from pipelines.evaluate.image_likelihood import has_bounds
+from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
@@ -90,7 +89,8 @@ def reconstruct(
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     images = open_held_out(tokenizer, data, request.split, accelerator)
-    identity = _identity(tokenizer, source_digest(data, images), request)
+    known = identity_of(tokenizer, source_digest(data, images), request)
+    identity = {"fingerprint": tokenizer.fingerprint, **known}
     written = read_json_if_valid(output / "reconstruction.json") or {"request": identity}
     same = written.get("request") == identity
     if not (same or overwrite or replace_others):
@@ -153,16 +153,6 @@ def _finished(output: Path, written: Any) -> Fidelity | None:
     return found if (output / "reconstructions.png").is_file() else None
 
 
-def _identity(tokenizer: LoadedTokenizer, images: str, request: ReconstructionRequest) -> dict[str, Any]:
-    """What the figures and the figure depend on, by digest."""
-    return {
-        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
-        "fingerprint": tokenizer.fingerprint,
-        "images": images,
-        **request.model_dump(mode="json", exclude={"batch_size"}),
-    }
-
-
 def _likeness(rebuilt: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     """PSNR and SSIM of each image."""
     noise = psnr(rebuilt, originals)
@@ -172,7 +162,7 @@ def _likeness(rebuilt: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
 
 def _negative_elbo(model: Autoencoder, batch: ImageBatch, device: torch.device) -> Tensor:
     """In nats, NaN for a latent that is not random. The draw of each image follows from its key alone."""
-    if not has_bounds(model):
+    if not model.is_random:
         return torch.full((len(batch),), math.nan)
     streams = [posterior_stream(0, row.key) for row in batch.metadata]
     bound = ObjectiveConfig.model_validate({"weights": {"nll": 1, "kl": 1}})

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import sha256_of, write_json
+from pipelines.base.atomic_files import write_json
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import image_grid, save_animation, save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
@@ -18,7 +18,7 @@ from pipelines.base.progress import say
 from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.chosen_images import ChosenImages, choose_images
 from pipelines.evaluate.finished_figures import is_finished
-from pipelines.evaluate.held_out import open_held_out
+from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.latent_window import latent_window
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
@@ -74,11 +74,7 @@ def traverse(
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     _check_continuous(tokenizer)
     images = open_held_out(tokenizer, data, request.split, accelerator)
-    identity = {
-        "weights": sha256_of(tokenizer.folder / "model.safetensors"),
-        "images": source_digest(data, images),
-        **request.model_dump(mode="json"),
-    }
+    identity = identity_of(tokenizer, source_digest(data, images), request, leave_out=())
     if not overwrite and is_finished(output, "traversal.json", identity, TRAVERSAL.owned[1:]):
         if accelerator.is_main_process:
             say(f"{output}: already traversed; nothing to do")
@@ -104,10 +100,9 @@ def traversal(
     device = next(model.parameters()).device
     units = _units(health, request)
     labels = start.label.to(device) if start is not None and model.takes_labels else None
-    black = torch.zeros(1, model.config.channels, model.config.image_size, model.config.image_size, device=device)
-    shape = model.encode(black).z.shape
+    shape = model.probe().z.shape[2:]
     if start is None:
-        z = health.aggregate_mean.float().to(device).view(shape)
+        z = health.aggregate_mean.float().to(device)[None]
     else:
         z = model.encode(start.image.to(device), condition=labels).z
     mean, deviation = health.aggregate_mean.float(), health.aggregate_variance.float().sqrt()
@@ -118,7 +113,7 @@ def traversal(
         points = z.flatten(1).repeat(request.steps, 1)
         points[:, unit] = row.to(device)
         decoded = [
-            model.decode(part.view(-1, *shape[1:]), None if labels is None else labels.expand(len(part)))
+            model.decode(part.view(-1, *shape), None if labels is None else labels.expand(len(part)))
             for part in points.split(ROWS_AT_ONCE)
         ]
         tiles.append(to_uint8(torch.cat(decoded)).cpu())
@@ -143,7 +138,7 @@ def _label(health: LatentHealth, unit: int) -> str:
 
 def _check_continuous(tokenizer: LoadedTokenizer) -> None:
     model = tokenizer.model
-    if "kl" not in model.term_names():
+    if not model.is_random:
         kind = model.config.bottleneck.kind
         what = "has codes" if model.num_codes is not None else "is not random"
         raise UserError(

@@ -67,10 +67,10 @@ class AutoencoderConfig(Options):
                 f"latent_prior: found {self.latent_prior.kind!r}, but the codes of a {self.bottleneck.kind} bottleneck "
                 "have a transformer for a prior; expected no latent_prior"
             )
-        if self.latent_prior.kind != "standard_normal" and self.bottleneck.kind == "deterministic":
+        if self.latent_prior.kind != "standard_normal" and not self.bottleneck.random:
             raise ValueError(
-                f"latent_prior: found {self.latent_prior.kind!r}, which learns from the KL, and a deterministic latent "
-                "has none; expected standard_normal"
+                f"latent_prior: found {self.latent_prior.kind!r}, which learns from the KL, and a "
+                f"{self.bottleneck.kind} latent has none; expected standard_normal"
             )
         return self
 
@@ -160,6 +160,11 @@ class Autoencoder(nn.Module):
         return self._continuous.latent_shapes(self.grid[:2])
 
     @property
+    def is_random(self) -> bool:
+        """Whether the latent of an image has a posterior. Then -ln p(x) can be bounded, and there is a term "kl"."""
+        return self.config.bottleneck.random
+
+    @property
     def takes_labels(self) -> bool:
         """Whether the model has a condition."""
         return self.condition is not None
@@ -221,6 +226,10 @@ class Autoencoder(nn.Module):
     def encode(self, x: Images, step: int = 0, condition: Tensor | None = None) -> BottleneckOutput:
         """Raises ValueError when images do not have the configured size, channels and range type."""
         return self._bottleneck(self._unit_range(x), step, self._embed(condition, len(x)))
+
+    def features(self, x: Images, condition: Tensor | None = None) -> Float[Tensor, "b c2 h2 w2"]:
+        """What the bottleneck is given. Raises ValueError as `encode` does."""
+        return self._features(self._unit_range(x), self._embed(condition, len(x)))
 
     def decode(self, z: Float[Tensor, "b d h w"], condition: Tensor | None = None) -> Float[Tensor, "b c h2 w2"]:
         """The likelihood's mean, in [0, 1]."""
@@ -312,8 +321,10 @@ class Autoencoder(nn.Module):
         return None
 
     def _bottleneck(self, x: Float[Tensor, "b c h w"], step: int, condition: Tensor | None) -> BottleneckOutput:
-        inputs = self.likelihood.inmap(x).to(next(self.encoder.parameters()).dtype)
-        return self.bottleneck(self.encoder(inputs, condition), step)
+        return self.bottleneck(self._features(x, condition), step)
+
+    def _features(self, x: Float[Tensor, "b c h w"], condition: Tensor | None) -> Float[Tensor, "b d h2 w2"]:
+        return self.encoder(self.likelihood.inmap(x).to(next(self.encoder.parameters()).dtype), condition)
 
     def _decoder(self, z: Float[Tensor, "b d h w"], condition: Tensor | None) -> Float[Tensor, "b p h2 w2"]:
         seen = z if self.latent_prior is None else self._continuous.decoder_input(z)

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
+from tokenizer.codebook_health import SEVERITY, Verdict
 from tokenizer.divergences import gaussian_kl
 from tokenizer.latents import LatentDistribution, Posterior
 from tokenizer.noise import Generators
@@ -24,8 +25,6 @@ WEAK_ACTIVE = 0.10
 WEAK_AGGREGATE_KL = 0.5  # nats, mean over active units; a standard deviation of 1.7, or a mean of 1, has as much
 DRAWS = 8  # of each posterior, to estimate its variance; over a window of images the error is far below 1 %
 MAX_JOINT = 2048  # units; of more no covariance is kept, and the total correlation is not known
-
-Verdict = Literal["healthy", "weak", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -243,8 +242,7 @@ def total_correlation(covariance: Float[Tensor, "n n"]) -> float | None:
 
 def _worst(levels: tuple[LevelState, ...]) -> tuple[Verdict, str]:
     """The verdict on the whole latent, and its reason, which names the level where there are several."""
-    order: list[Verdict] = ["collapsed", "weak", "healthy"]
-    worst = min(levels, key=lambda level: order.index(level.verdict))
+    worst = max(levels, key=lambda level: SEVERITY.index(level.verdict))
     if len(levels) == 1:
         return worst.verdict, worst.reason
     if worst.verdict == "healthy":

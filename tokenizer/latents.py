@@ -35,6 +35,10 @@ class Posterior(Protocol):
         """
         ...
 
+    def has_closed_form(self, prior: Any) -> bool:
+        """Whether `kl` gives a tensor for each level, none of them sampled."""
+        ...
+
     def detach(self) -> "Posterior | None":
         """The same distribution, whose density passes no gradient to the encoder; None where that is not offered."""
         ...

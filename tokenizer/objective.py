@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tokenizer.autoencoder import Autoencoder, AutoencoderOutput
 from tokenizer.code_grids import CodeGrids, split_codes
 from tokenizer.kl_guards import KLGuard, guarded_batch
-from tokenizer.ladder import LadderPosterior, LadderPrior
 from tokenizer.options import Options
 from tokenizer.regularizers import (
     LATENTS,
@@ -177,11 +176,10 @@ class AutoencoderPhase(nn.Module):
 
     def __init__(self, model: Autoencoder, objective: ObjectiveConfig):
         super().__init__()
-        names = model.term_names()
-        check_weights(objective.weights, {*names, *objective.latent_terms})
-        if "kl" not in names:
+        if not model.is_random:
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
         out = _probe(model, objective)
+        check_weights(objective.weights, {*out.terms, *out.batch_terms, *objective.latent_terms})
         if objective.kl_guard:
             _check_guard(objective.kl_guard, out, model.latent_shapes)
         if objective.latent_terms:
@@ -259,13 +257,8 @@ def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> 
 
 def _check_guard(guard: KLGuard, out: AutoencoderOutput, shapes: tuple[tuple[int, int, int], ...]) -> None:
     """Raises ValueError when a part of the KL is sampled, which may be negative, or the guard has no parts to see."""
-    posterior, prior = out.bottleneck.posterior, out.latent_prior
-    sampled = (
-        isinstance(posterior, LadderPosterior)
-        and isinstance(prior, LadderPrior)
-        and not posterior.has_closed_form(prior)
-    )
-    if out.kl_elements is None or sampled:
+    posterior = out.bottleneck.posterior
+    if out.kl_elements is None or posterior is None or not posterior.has_closed_form(out.latent_prior):
         raise ValueError("kl_guard: the KL has no closed form for this posterior and this latent prior")
     guard.check_elements(out.kl_elements, shapes)
 

@@ -1,11 +1,26 @@
 """Held-out images, as a stage-one model wants them."""
 
-from accelerate import Accelerator
+from collections.abc import Iterable
+from typing import Any
 
+from accelerate import Accelerator
+from pydantic import BaseModel
+
+from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.data import DataConfig, ImageDataset, Split, open_images
 from pipelines.models.checkpoint import LoadedTokenizer
+
+
+def identity_of(
+    tokenizer: LoadedTokenizer, images: Any, request: BaseModel, leave_out: Iterable[str] = ("batch_size",)
+) -> dict[str, Any]:
+    """What the result of a request depends on, by digest: weights, `images`, and the options but for `leave_out`, which
+    change no figure.
+    """
+    options = request.model_dump(mode="json", exclude={*leave_out})
+    return {"weights": sha256_of(tokenizer.folder / "model.safetensors"), "images": images, **options}
 
 
 def open_held_out(

@@ -38,11 +38,6 @@ def images_per_pass(model: Autoencoder, draws: int, most: int) -> int:
     return max(1, min(most, budget // (maps * min(draws, DRAWS_PER_BLOCK))))
 
 
-def has_bounds(model: Autoencoder) -> bool:
-    """Whether -ln p(x) can be bounded: the latent is random."""
-    return "kl" in model.term_names()
-
-
 @torch.no_grad()
 def bounds_of(model: Autoencoder, batch: ImageBatch, draws: int) -> dict[str, Tensor]:
     """Of each image: both bounds of -ln p(x) in nats from `draws` latents, how many of these count, and PSNR of the
@@ -77,7 +72,7 @@ def measure_images(
     accelerator: Accelerator,
 ) -> list[RowFigures]:
     """Bounds of the likelihood where the latent is random, else the error of the reconstruction."""
-    if not has_bounds(model):
+    if not model.is_random:
         return measure_rows(
             images, rows, batch_size, lambda batch: reconstruction_of(model, batch), output, accelerator, "reconstruct"
         )

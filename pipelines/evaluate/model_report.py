@@ -6,13 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from pipelines.base.atomic_files import write_json, write_text
+from pipelines.base.atomic_files import write_json
 from pipelines.base.errors import UserError
-from pipelines.base.progress import console
 from pipelines.evaluate.image_likelihood import mean_of
+from pipelines.evaluate.report_table import print_rows, write_markdown
 from pipelines.evaluate.row_figures import RowFigures
 from pipelines.training.metrics_log import finite_or_none
 from tokenizer import Autoencoder
@@ -86,17 +83,12 @@ def rows(report: Report) -> list[tuple[str, str]]:
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the evaluation is complete."""
-    table = "\n".join(f"| {what} | {figure} |" for what, figure in rows(report))
-    shown = "\n\n".join(f"![{text}]({name})" for name, text in FIGURES.items() if (folder / name).is_file())
-    write_text(folder / "report.md", f"# {title}\n\n| what | figure |\n|---|---|\n{table}\n\n{shown}\n")
+    write_markdown(folder, title, rows(report), FIGURES)
     write_json(folder / "report.json", report)
 
 
 def print_report(report: Report, title: str) -> None:
-    table = Table(title=Text(title), show_header=False, title_justify="left")
-    for row in rows(report):
-        table.add_row(*map(Text, row))
-    console.print(table)
+    print_rows(rows(report), title, title_justify="left")
 
 
 def is_complete(report: Report) -> bool:

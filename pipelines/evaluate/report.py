@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from pipelines.base.atomic_files import replacing, write_json, write_text
-from pipelines.base.progress import clock, console
+from pipelines.base.atomic_files import replacing, write_json
+from pipelines.base.progress import clock
+from pipelines.evaluate.report_table import print_rows, write_markdown
 
 Report = Mapping[str, Any]
 FIGURES = {
@@ -61,22 +59,17 @@ def _level(tokens: Mapping[str, Any]) -> str:
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
-    table = "\n".join(f"| {what} | {figure} |" for what, figure in rows(report))
-    shown = "\n\n".join(f"![{text}]({name})" for name, text in FIGURES.items() if (folder / name).is_file())
     worst = ""
     if labels := report["labels"]:
         ordered = sorted(labels["by_class"].items(), key=lambda pair: pair[1])
         cells = "\n".join(f"| {name} | {share:.1%} |" for name, share in ordered)
         worst = f"\n\n| label, worst first | shown |\n|---|---|\n{cells}"
-    write_text(folder / "report.md", f"# {title}\n\n| what | figure |\n|---|---|\n{table}\n\n{shown}{worst}\n")
+    write_markdown(folder, title, rows(report), FIGURES, worst)
     write_json(folder / "report.json", report)
 
 
 def print_report(report: Report, title: str) -> None:
-    table = Table(title=Text(title), show_header=False)
-    for row in rows(report):
-        table.add_row(*map(Text, row))
-    console.print(table)
+    print_rows(rows(report), title)
 
 
 def is_complete(report: Report) -> bool:

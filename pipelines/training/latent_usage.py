@@ -20,13 +20,11 @@ class LatentUsage:
     """Counts the codes of a discrete model, or the moments of the posteriors of a continuous one."""
 
     def __init__(self, model: Autoencoder, device: torch.device):
-        size = model.config.image_size
         with torch.no_grad():
-            encoded = model.encode(torch.zeros(1, model.config.channels, size, size, device=device))
             # Of all levels: one below the top has a prior that depends on those above it.
             self.standard_normal_prior = isinstance(model.latent_distribution(), StandardNormal)
         self.codes = LevelUsage(model.code_grids, device) if model.code_grids else None
-        sizes = [math.prod(shape) for shape in model.latent_shapes] if encoded.posterior else []
+        sizes = [math.prod(shape) for shape in model.latent_shapes] if model.is_random else []
         self.moments = LatentMoments(*sizes, device=device) if sizes else None
 
     def add(

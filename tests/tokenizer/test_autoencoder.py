@@ -80,6 +80,7 @@ def test_shapes(name):
     assert out.params.shape == model.reconstruct(x).shape == (5, 3, 8, 8)
     assert "nll" in out.terms and {term.shape for term in out.terms.values()} == {(5, 1)}
     assert {*out.terms, *out.batch_terms} == model.term_names()
+    assert model.is_random == ("kl" in out.terms)
     if name in DISCRETE:
         assert out.bottleneck.codes.shape == (5, *code_axes(model.code_grids))
         assert model.code_grids[-1].axes == (2, 2, quantizers)

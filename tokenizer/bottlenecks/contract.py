@@ -92,8 +92,25 @@ class ContinuousBottleneck(Bottleneck, Protocol):
         ...
 
 
-class OneLevel:
-    """The part of `ContinuousBottleneck` of a latent without levels: z, which the decoder sees, is on the grid."""
+class Continuous:
+    """The part of `ContinuousBottleneck` in which all agree: no codes, and nothing is learned but by gradient.
+
+    Without weights of its own a bottleneck decides nothing that its configuration does not say.
+    """
+
+    num_codes: None = None
+    num_quantizers = 0
+    embedding: None = None
+
+    def encode_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def after_step(self, step: int) -> None:
+        pass
+
+
+class OneLevel(Continuous):
+    """A latent without levels: z, which the decoder sees, is on the grid."""
 
     dim: int
 

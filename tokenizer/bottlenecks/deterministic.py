@@ -14,6 +14,7 @@ class DeterministicConfig(Options):
     """`dim` latent channels."""
 
     continuous: ClassVar[bool] = True
+    random: ClassVar[bool] = False
     kind: Literal["deterministic"] = "deterministic"
     dim: int = Field(default=4, ge=1)
 
@@ -25,13 +26,6 @@ class Deterministic(OneLevel, nn.Module):
         super().__init__()
         self.config = config
         self.dim = self.in_channels = config.dim
-        self.num_codes, self.num_quantizers, self.embedding = None, 0, None
 
     def forward(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput:
         return BottleneckOutput(h.float())
-
-    def encode_state(self) -> dict[str, Tensor]:
-        return {}
-
-    def after_step(self, step: int) -> None:
-        pass

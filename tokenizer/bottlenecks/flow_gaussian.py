@@ -37,7 +37,6 @@ class FlowGaussianBottleneck(OneLevel, nn.Module):
         super().__init__()
         self.config = config
         self.dim, self.in_channels = config.dim, 2 * config.dim + config.context
-        self.num_codes, self.num_quantizers, self.embedding = None, 0, None
         # A masked autoregressive flow maps in one pass and takes many to invert. Draws are what it maps to.
         kind = "coupling" if config.flow == "coupling" else "masked_autoregressive"
         positions = math.prod(grid)
@@ -50,6 +49,3 @@ class FlowGaussianBottleneck(OneLevel, nn.Module):
 
     def encode_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
-
-    def after_step(self, step: int) -> None:
-        pass

@@ -18,6 +18,7 @@ class FSQConfig(Options):
     """`levels` of each channel; their product is the number of codes. The paper (table 1) advises at least 5 each."""
 
     continuous: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     kind: Literal["fsq"] = "fsq"
     levels: tuple[Annotated[int, Field(ge=2, le=512)], ...] = Field(
         default=(8, 5, 5, 5), min_length=1, examples=[(2, 3, 4)]

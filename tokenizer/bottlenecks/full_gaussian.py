@@ -49,7 +49,6 @@ class FullGaussianBottleneck(OneLevel, nn.Module):
         self.register_buffer("lower", torch.tril_indices(self.size, self.size, -1), persistent=False)
         self.dim = config.dim
         self.in_channels = 2 * config.dim + math.ceil(self.lower.shape[1] / positions)
-        self.num_codes, self.num_quantizers, self.embedding = None, 0, None
 
     def forward(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput:
         mean, log_variance, rest = h.float().split([self.dim, self.dim, h.shape[1] - 2 * self.dim], 1)
@@ -58,9 +57,3 @@ class FullGaussianBottleneck(OneLevel, nn.Module):
         unit = torch.eye(self.size, device=h.device).expand(len(h), -1, -1).clone()
         unit[:, rows, columns] = rest.flatten(1)[:, : len(rows)] * self.size**-0.5
         return BottleneckOutput(mean, posterior=FullGaussian(mean, deviation[:, :, None] * unit))
-
-    def encode_state(self) -> dict[str, Tensor]:
-        return {}
-
-    def after_step(self, step: int) -> None:
-        pass

@@ -11,16 +11,12 @@ from tokenizer.options import Options
 from tokenizer.posteriors import DiagonalGaussian
 
 
-class GaussianOptions(Options):
-    """`dim` latent channels, each with a mean and a log-variance.
-
-    `log_variance_range`: where log-variances are kept. The default is that of the latent diffusion autoencoder, far
+class LogVarianceOptions(Options):
+    """`log_variance_range`: where log-variances are kept. The default is that of the latent diffusion autoencoder, far
     outside what training visits.
     """
 
-    continuous: ClassVar[bool] = True
-    dim: int = Field(default=4, ge=1)
-    log_variance_range: tuple[float, float] = Field(default=(-30, 20), examples=[(-6, 2)])
+    log_variance_range: tuple[float, float] = Field(default=(-30.0, 20.0), examples=[(-6.0, 2.0)])
 
     @model_validator(mode="after")
     def _range_is_not_empty(self):
@@ -28,6 +24,14 @@ class GaussianOptions(Options):
         if low >= high:
             raise ValueError(f"log_variance_range: found {low} to {high}, expected the lower bound first")
         return self
+
+
+class GaussianOptions(LogVarianceOptions):
+    """`dim` latent channels, each with a mean and a log-variance."""
+
+    continuous: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    dim: int = Field(default=4, ge=1)
 
 
 class GaussianConfig(GaussianOptions):
@@ -43,7 +47,6 @@ class Gaussian(OneLevel, nn.Module):
         super().__init__()
         self.config = config
         self.dim, self.in_channels = config.dim, 2 * config.dim
-        self.num_codes, self.num_quantizers, self.embedding = None, 0, None
 
     def forward(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput:
         # float32 whatever autocast says: exp overflows in half precision. The clamp keeps a wild first step finite.
@@ -51,9 +54,3 @@ class Gaussian(OneLevel, nn.Module):
         return BottleneckOutput(
             mean, posterior=DiagonalGaussian(mean, log_variance.clamp(*self.config.log_variance_range))
         )
-
-    def encode_state(self) -> dict[str, Tensor]:
-        return {}
-
-    def after_step(self, step: int) -> None:
-        pass

@@ -3,19 +3,19 @@
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.bottlenecks.contract import BottleneckOutput
+from tokenizer.bottlenecks.contract import BottleneckOutput, Continuous
+from tokenizer.bottlenecks.gaussian import LogVarianceOptions
 from tokenizer.ladder import LadderPosterior, LadderPrior, TopDown, gated, layer
 from tokenizer.latents import LatentDistribution, LatentPrior, PosteriorOf
-from tokenizer.options import Options
 
 Shape = tuple[int, int, int]
 
 
-class LadderConfig(Options):
+class LadderConfig(LogVarianceOptions):
     """One level of `dims` latent channels each, from the top down (Sønderby et al. 2016, arXiv 1602.02282).
 
     The bottom level has the grid of the backbone, and every level above half of that (rounded up). Where the backbone
@@ -23,24 +23,17 @@ class LadderConfig(Options):
 
     width: channels of the features of every level, and of the top-down network.
     merge: how a level's posterior is made of features of the image and of the levels above, see `TopDown`.
-    log_variance_range: where log-variances are kept, of posteriors and priors.
+    log_variance_range: of posteriors and priors.
     """
 
     continuous: ClassVar[bool] = True
+    random: ClassVar[bool] = True
     kind: Literal["ladder"] = "ladder"
     dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(4, 4), min_length=2, max_length=100, examples=[(3, 1, 2)]
     )
     width: int = Field(default=64, ge=1)
     merge: Literal["concatenate", "precision_weighted"] = "concatenate"
-    log_variance_range: tuple[float, float] = Field(default=(-30.0, 20.0), examples=[(-6.0, 2.0)])
-
-    @model_validator(mode="after")
-    def _range_is_not_empty(self):
-        low, high = self.log_variance_range
-        if low >= high:
-            raise ValueError(f"log_variance_range: found {low} to {high}, expected the lower bound first")
-        return self
 
     def shapes(self, grid: tuple[int, int]) -> tuple[Shape, ...]:
         """(d, h, w) of every level, from the top, above a `grid` of rows and columns."""
@@ -52,7 +45,7 @@ class LadderConfig(Options):
         return tuple(reversed(shapes))
 
 
-class Ladder(nn.Module):
+class Ladder(Continuous, nn.Module):
     """h holds the features of the bottom level before their gate. z is the joint latent of all levels, from the top.
 
     Two levels behind gated dense layers are nearly the two-level VAE of VampPrior (arXiv 1705.07120). There every
@@ -71,7 +64,6 @@ class Ladder(nn.Module):
             for level, (_, h, w) in enumerate(shapes)
         )
         self.in_channels, self.dim = 2 * width, self.top_down.out_channels
-        self.num_codes, self.num_quantizers, self.embedding = None, 0, None
 
     def forward(self, h: Float[Tensor, "b c h w"], step: int = 0) -> BottleneckOutput:
         features = [F.glu(h, 1)]
@@ -101,6 +93,3 @@ class Ladder(nn.Module):
         """All weights but the priors', unless a posterior is made of its level's prior."""
         hidden = () if self.config.merge == "precision_weighted" else ("top_down.priors.",)
         return {name: weight.detach() for name, weight in self.named_parameters() if not name.startswith(hidden)}
-
-    def after_step(self, step: int) -> None:
-        pass

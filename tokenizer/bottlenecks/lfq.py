@@ -24,6 +24,7 @@ class LFQConfig(Options):
     """
 
     continuous: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     kind: Literal["lfq"] = "lfq"
     dim: int = Field(default=10, ge=1, le=MAX_CODES.bit_length() - 1)
     temperature: Annotated[float, TRAINING_ONLY] = Field(default=1.0, gt=0, examples=[0.1])

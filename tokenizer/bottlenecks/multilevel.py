@@ -27,6 +27,7 @@ class MultilevelConfig(Options):
     """
 
     continuous: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     kind: Literal["multilevel"] = "multilevel"
     levels: tuple[Level, ...] = Field(default=(VQConfig(), VQConfig()), min_length=2, max_length=8)
     width: int = Field(default=64, ge=1)

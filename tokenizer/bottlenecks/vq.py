@@ -31,6 +31,7 @@ class VQConfig(Options):
     """
 
     continuous: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     kind: Literal["vq"] = "vq"
     num_codes: int = Field(default=512, ge=1, le=MAX_CODES)
     dim: int = Field(default=64, ge=1)

@@ -88,9 +88,9 @@ class LadderPosterior:
         ]
         return (*top, *below)
 
-    def has_closed_form(self, prior: LadderPrior) -> bool:
+    def has_closed_form(self, prior: Any) -> bool:
         """Whether no element of `kl` is sampled."""
-        return self.top.kl(prior.top) is not None
+        return isinstance(prior, LadderPrior) and self.top.has_closed_form(prior.top)
 
     def detach(self) -> "LadderPosterior":
         return LadderPosterior(self.network, [each.detach() for each in self.evidence], frozen=True)

@@ -42,9 +42,12 @@ class DiagonalGaussian:
 
     def kl(self, prior: Any, z: Float[Tensor, "b d h w"] | None = None) -> tuple[Float[Tensor, "b d h w"]] | None:
         """KL(q(z | x) || p(z)) of every element in nats if the prior is the standard normal, otherwise None."""
-        if isinstance(prior, StandardNormal):
+        if self.has_closed_form(prior):
             return (gaussian_kl(self.mean, self.log_variance),)
         return None
+
+    def has_closed_form(self, prior: Any) -> bool:
+        return isinstance(prior, StandardNormal)
 
     def detach(self) -> "DiagonalGaussian":
         return DiagonalGaussian(self.mean.detach(), self.log_variance.detach())

@@ -47,5 +47,8 @@ class FlowGaussian:
     def kl(self, prior: Any, z: Float[Tensor, "b d h w"] | None = None) -> None:
         """None: it has no closed form."""
 
+    def has_closed_form(self, prior: Any) -> bool:
+        return False
+
     def detach(self) -> None:
         """None: a density with detached weights would need the inverse of every draw."""

@@ -37,11 +37,14 @@ class FullGaussian:
 
     def kl(self, prior: Any, z: Float[Tensor, "b d h w"] | None = None) -> tuple[Float[Tensor, "b 1 1 1"]] | None:
         """KL(q(z | x) || p(z)) in nats, one element, if the prior is the standard normal, otherwise None."""
-        if not isinstance(prior, StandardNormal):
+        if not self.has_closed_form(prior):
             return None
         squares = self.factor.square().sum((1, 2)) + self.mean.square().sum((1, 2, 3))
         kl = 0.5 * (squares - self.factor.shape[1]) - self._log_diagonal().sum(1)
         return (kl[:, None, None, None],)
+
+    def has_closed_form(self, prior: Any) -> bool:
+        return isinstance(prior, StandardNormal)
 
     def detach(self) -> "FullGaussian":
         return FullGaussian(self.mean.detach(), self.factor.detach())

@@ -8,7 +8,7 @@ import torch
 from pipelines.data import DataConfig, open_images
 from pipelines.data.preprocess import Preprocess
 from pipelines.evaluate.chosen_images import choose_images
-from pipelines.evaluate.image_likelihood import has_bounds, measure_images
+from pipelines.evaluate.image_likelihood import measure_images
 from pipelines.evaluate.latent_window import latent_window
 from pipelines.interpolate import InterpolationRequest, interpolated
 from pipelines.models.checkpoint import save_tokenizer
@@ -50,10 +50,10 @@ def test_a_tokenizer_is_measured_shown_and_sampled(name, tmp_path):
     alone = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
     found = measure_images(model, IMAGES, 6, 3, 4, tmp_path, alone)  # type: ignore[arg-type]
     assert len(found) == 6 and finite(found)
-    assert ("nll" in found[0].figures) == has_bounds(model)
+    assert ("nll" in found[0].figures) == ("kl" in model.term_names())
     window = latent_window(model, IMAGES, range(6), 4)
     assert window.means is not None and len(window.means) == 6 and window.rows == list(range(6))
-    assert (window.health is None) == (not has_bounds(model) and model.num_codes is None)
+    assert (window.health is None) == ("kl" not in model.term_names() and model.num_codes is None)
     chosen = choose_images(["0", "1"], PREPROCESS, lambda: IMAGES)
     assert interpolated(model, chosen, InterpolationRequest(pairs=(("0", "1"),), steps=3)).shape == (1, 3, 3, 8, 8)
     if isinstance(window.health, LatentHealth):
