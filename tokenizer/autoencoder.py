@@ -207,8 +207,8 @@ class Autoencoder(nn.Module):
         return AutoencoderOutput(bottleneck, z, params, terms, bottleneck.batch_terms, kl_elements, prior)
 
     def importance_weights(self, x: Images, condition: Tensor | None = None) -> LogWeights:
-        """A function that gives ln w = ln p(x, z) - ln q(z | x), in nats, of as many latents as it is asked for. Images
-        are encoded once.
+        """A function that gives ln w = ln p(x, z) - ln q(z | x), in nats, of as many latents as it is asked for. It
+        decodes `at_once` of them for each image in one pass. Images are encoded once.
 
         Raises:
             ValueError: images as in `forward`; a latent that is not random.
@@ -217,9 +217,10 @@ class Autoencoder(nn.Module):
         posterior, prior = self._posterior(x, condition), self.latent_distribution()
         assert prior is not None
 
-        def log_weights(draws: int, generator: Generators = None) -> Float[Tensor, "b k"]:
+        def log_weights(draws: int, generator: Generators = None, at_once: int | None = None) -> Float[Tensor, "b k"]:
             z = posterior.sample(draws, generator)
-            return prior.log_prob(z) - posterior.log_prob(z) - self._nll(x, z, condition)[1]
+            nll = torch.cat([self._nll(x, part, condition)[1] for part in z.split(at_once or draws, 1)], 1)
+            return prior.log_prob(z) - posterior.log_prob(z) - nll
 
         return log_weights
 

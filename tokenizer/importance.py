@@ -29,21 +29,28 @@ class LikelihoodBounds:
 
 @torch.no_grad()
 def likelihood_bounds(
-    model: Autoencoder, images: Images, draws: int, generators: Generators = None, condition: Tensor | None = None
+    model: Autoencoder,
+    images: Images,
+    draws: int,
+    generators: Generators = None,
+    condition: Tensor | None = None,
+    at_once: int = DRAWS_PER_BLOCK,
 ) -> LikelihoodBounds:
-    """Both bounds from `draws` latents of each image. Images are encoded once; latents are drawn in blocks, so that
-    memory does not grow with their number. With one generator per image no figure depends on how images are batched.
+    """Both bounds from `draws` latents of each image. Images are encoded once; latents are drawn in blocks, and
+    `at_once` of a block are decoded in one pass, so that memory does not grow with their number. With one generator per
+    image no figure depends on how images are batched.
 
     Raises:
-        ValueError: the latent is not random, or draws is not positive.
+        ValueError: the latent is not random, or draws or at_once is not positive.
     """
-    if draws < 1:
-        raise ValueError(f"draws: found {draws}, expected at least 1")
+    for name, count in (("draws", draws), ("at_once", at_once)):
+        if count < 1:
+            raise ValueError(f"{name}: found {count}, expected at least 1")
     with evaluating(model):
         log_weights = model.importance_weights(images, condition)
         sums = _LogSums(len(images))
         for start in range(0, draws, DRAWS_PER_BLOCK):
-            sums.add(log_weights(min(DRAWS_PER_BLOCK, draws - start), generators))
+            sums.add(log_weights(min(DRAWS_PER_BLOCK, draws - start), generators, at_once))
     return sums.bounds(draws)
 
 

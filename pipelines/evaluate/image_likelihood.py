@@ -32,10 +32,14 @@ def images_per_pass(model: Autoencoder, draws: int, most: int) -> int:
     """How many images are decoded at once, at most `most`. On a CPU the maps of a pass fit its caches: larger ones
     were no faster, Fashion-MNIST with 1 to 64 images.
     """
-    device = next(model.parameters()).device
-    maps = model.likelihood.out_channels * model.config.image_size**2 * 4
-    budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
-    return max(1, min(most, budget // (maps * min(draws, DRAWS_PER_BLOCK))))
+    return max(1, min(most, maps_per_pass(model) // min(draws, DRAWS_PER_BLOCK)))
+
+
+def maps_per_pass(model: Autoencoder) -> int:
+    """How many latents are decoded at once."""
+    one = model.likelihood.out_channels * model.config.image_size**2 * 4
+    budget = CPU_BYTES if next(model.parameters()).device.type == "cpu" else GPU_BYTES
+    return max(1, budget // one)
 
 
 @torch.no_grad()
@@ -45,7 +49,7 @@ def bounds_of(model: Autoencoder, batch: ImageBatch, draws: int) -> dict[str, Te
     """
     images, labels = batch.image.to(next(model.parameters()).device), labels_for(model, batch)
     streams = [posterior_stream(SEED, row.key) for row in batch.metadata]
-    found = likelihood_bounds(model, images, draws, streams, labels)
+    found = likelihood_bounds(model, images, draws, streams, labels, at_once=maps_per_pass(model))
     return {
         "negative_elbo": found.negative_elbo,
         "nll": found.nll,

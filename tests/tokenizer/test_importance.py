@@ -112,16 +112,27 @@ def test_blocks_of_draws_are_one_set_of_draws():
     torch.testing.assert_close(found.effective_draws, all_draws.exp().sum(1) ** 2 / (2 * all_draws).exp().sum(1))
 
 
+def test_what_is_decoded_at_once_bounds_memory_and_changes_no_figure():
+    model, seen = linear_gaussian(), []
+    expected = likelihood_bounds(model, images(), 300, generators(3))
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    found = likelihood_bounds(model, images(), 300, generators(3), at_once=40)
+    assert max(seen) == 3 * 40
+    assert sum(seen) == 3 * 300
+    torch.testing.assert_close(found.nll, expected.nll)
+
+
+@pytest.mark.parametrize("name", ["draws", "at_once"])
+def test_a_count_of_none_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: found 0"):
+        likelihood_bounds(linear_gaussian(), images(), **({"draws": 3} | {name: 0}))
+
+
 def test_an_image_does_not_see_the_batch():
     model = linear_gaussian()
     together = likelihood_bounds(model, images(), 300, generators(3)).nll
     alone = [likelihood_bounds(model, images()[i : i + 1], 300, generators(1, i)).nll for i in range(3)]
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-6, atol=1e-5)
-
-
-def test_no_draws_are_refused():
-    with pytest.raises(ValueError, match="draws: found 0"):
-        likelihood_bounds(linear_gaussian(), images(), 0)
 
 
 def test_a_latent_that_is_not_random_has_no_bound():
