@@ -4,8 +4,9 @@
     python tests/benchmarks/sampling.py --device cuda --dtype bfloat16 --size 100m --batches 1 8 32 128
 
 Both decode the codes of whole images greedily with the same weights, and in float32 must choose the same codes, unless
-two have nearly the same logit: of many thousand draws of random weights a few are such ties. They are timed in alternation, and the fastest run of each counts. Times are microseconds a step: one more code for every row
-of the batch. "sampled" draws codes with top_p 0.95, "guided" adds guidance, which doubles the rows.
+two have nearly the same logit: of many thousand draws of random weights a few are such ties. They are timed in
+alternation, and the fastest run of each counts. Times are microseconds a step: one more code for every row of the
+batch. "sampled" draws codes with top_p 0.95, "guided" adds guidance, which doubles the rows.
 
 The floor on a GPU is the time to read weights and cached keys and values at the bandwidth of a big copy, plus 1.3
 microseconds for each kernel of a step, as inside a CUDA graph. On a CPU it is the time to read them, or to do the
