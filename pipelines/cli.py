@@ -39,6 +39,7 @@ app = typer.Typer(
 class RecipeKind(StrEnum):
     tokenizer = "tokenizer"
     prior = "prior"
+    classifier = "classifier"
     pipeline = "pipeline"
 
 
@@ -49,7 +50,7 @@ def train(
     overwrite: Overwrite = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Train a tokenizer or a prior, or continue it.
+    """Train a tokenizer, a prior, or a classifier that checks labels of samples; or continue it.
 
     Example: smalti train configs/shapes/tokenizer.yaml training.steps=2000 output=runs/mine
     """
@@ -184,17 +185,31 @@ def evaluate(
     split: Split = "test",
     draws: Draws = 5000,
     max_images: MaxImages = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="output of `smalti sample` from this model: do images show their labels?")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="run of the classifier that tells; shapes in colour need none")
+    ] = None,
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure a stage-one model on held-out images: likelihood, PSNR, the health of its latent, disentanglement.
+    With --samples also how many of its class-conditional samples show their label.
 
     Example: smalti evaluate runs/vae_family/vae --output evaluated --draws 5000
     """
     from pipelines.evaluate_model import EvaluationRequest, evaluate_model
     from pipelines.recipes.data_arguments import data_of, split_of
 
-    request = EvaluationRequest(split=split_of(split), max_images=max_images, draws=draws, batch_size=batch_size)
+    request = EvaluationRequest(
+        split=split_of(split),
+        max_images=max_images,
+        draws=draws,
+        batch_size=batch_size,
+        samples=samples,
+        classifier=classifier,
+    )
     evaluate_model(model, data_of(data, model), output, request, overwrite)
 
 

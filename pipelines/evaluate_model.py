@@ -1,6 +1,9 @@
-"""How good is a stage-one model? `smalti evaluate`: the likelihood of held-out images, its latent, and its factors."""
+"""How good is a stage-one model? `smalti evaluate`: the likelihood of held-out images, its latent and its factors, and
+whether samples show their labels.
+"""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.disentanglement import disentanglement, draw_mutual_information, scores_that_are_possible
 from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.image_likelihood import SEED, measure_images, pixels_are_known
+from pipelines.evaluate.label_check import LabelCheck, open_label_check
 from pipelines.evaluate.latent_health_figure import draw_latent_health
 from pipelines.evaluate.latent_window import LatentWindow, latent_window
 from pipelines.evaluate.model_report import NAMES, figures_of, is_complete, meaning_of, print_report, write_report
@@ -37,13 +41,19 @@ EVALUATION = OutputKind(
 
 
 class EvaluationRequest(BaseModel):
-    """The first `max_images` images of a split (None: all). `draws` latents of each bound its likelihood."""
+    """The first `max_images` images of a split (None: all). `draws` latents of each bound its likelihood.
+
+    `samples`: output of `smalti sample` from this model, whose images are to show their labels. `classifier`: the run
+    of the classifier that tells; shapes in colour need none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     split: Split = "test"
     max_images: int | None = Field(default=None, ge=1)
     draws: int = Field(default=5000, ge=1)
     batch_size: int = Field(default=64, ge=1)
+    samples: Path | None = None
+    classifier: Path | None = None
 
 
 def evaluate_model(
@@ -59,19 +69,21 @@ def evaluate_model(
     The figures of an image depend on its key and the model alone. A killed evaluation continues where it was.
 
     Raises:
-        UserError: no tokenizer there, no image that can be read, or an `output` that holds something else.
+        UserError: no tokenizer there, no image that can be read, samples or a classifier that do not fit, or an
+            `output` that holds something else.
     """
     request, output, accelerator = request or EvaluationRequest(), Path(output), distributed.start()
     target = OutputFolder(output, EVALUATION)
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     images = open_held_out(tokenizer, data, request.split, accelerator)
-    known = identity_of(tokenizer, source_digest(data, images), request)
-    identity = {"fingerprint": tokenizer.fingerprint, **known}
+    check = open_label_check(request.samples, request.classifier, tokenizer, data, images)
+    known = identity_of(tokenizer, source_digest(data, images), request, ("batch_size", "samples", "classifier"))
+    identity = {"fingerprint": tokenizer.fingerprint, **known, **({"labels": check.digests} if check else {})}
     if not overwrite and read_json_if_valid(output / "request.json") not in (None, identity):
         raise UserError(
-            f"{output}: holds an evaluation of another model, other images or other options; choose another --output, "
-            "or --overwrite"
+            f"{output}: holds an evaluation of another model, other images, other samples or other options; choose "
+            "another --output, or --overwrite"
         )
     report = read_json_if_valid(output / "report.json") if not overwrite else None
     if report is None or report.get("request") != identity or not is_complete(report):
@@ -79,7 +91,7 @@ def evaluate_model(
         with target.begin(overwrite, accelerator):
             if accelerator.is_main_process:
                 write_json(output / "request.json", identity)
-            _evaluate(tokenizer, images, request, identity, output, accelerator)
+            _evaluate(tokenizer, images, check, request, identity, output, accelerator)
             wait_for_all(accelerator)
         report = read_json_mapping(output / "report.json")
     elif accelerator.is_main_process:
@@ -92,6 +104,7 @@ def evaluate_model(
 def _evaluate(
     tokenizer: LoadedTokenizer,
     images: ImageDataset,
+    check: LabelCheck | None,
     request: EvaluationRequest,
     identity: dict[str, Any],
     output: Path,
@@ -100,6 +113,7 @@ def _evaluate(
     """Everything is measured by all processes, and written by the first."""
     model, rows = tokenizer.model, min(len(images), request.max_images or len(images))
     exact = pixels_are_known(model, images)
+    labels = check.measure(request.split, request.max_images, accelerator) if check else None
     factors = images.factors(range(1)) is not None
     window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=factors)
     found = measure_images(model, images, rows, request.draws, request.batch_size, output, accelerator)
@@ -119,6 +133,7 @@ def _evaluate(
         "figures": figures_of(found),
         **_health(window),
         "disentanglement": None,
+        "labels": asdict(labels) if labels else None,
         "notes": _notes(model, found),
     }
     if accelerator.is_main_process:

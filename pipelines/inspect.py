@@ -16,6 +16,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.output_folder import check_output_file
 from pipelines.base.recipe_files import validate
 from pipelines.data import DataConfig
+from pipelines.evaluate.classifier import LoadedClassifier, load_classifier
 from pipelines.evaluate.held_out import open_held_out
 from pipelines.evaluate.latent_health_figure import draw_latent_health
 from pipelines.evaluate.latent_window import latent_window
@@ -34,7 +35,7 @@ from tokenizer import Autoencoder, CodebookHealth
 from tokenizer.latent_health import LatentHealth
 
 MOST_IMAGES = 10_000  # from which the health of a latent is measured
-EXPECTED = "a tokenizer, prior, image pipeline, pipeline or run folder, or a token dataset"
+EXPECTED = "a tokenizer, prior, classifier, image pipeline, pipeline or run folder, or a token dataset"
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Inspection:
 def inspect(
     folder: str | Path, verify_rows: int | None = None, split: str | None = None, figure: Path | None = None
 ) -> Inspection:
-    """Look into a tokenizer, prior, image pipeline or run folder, or a token dataset, and print a table.
+    """Look into a tokenizer, prior, classifier, image pipeline or run folder, or a token dataset, and print a table.
 
     Codebook health needs tokens: those of `split` of a token dataset (default: its first), or the validation split of
     the data that a tokenizer's run was trained on. The health of a continuous latent is that of the first 10,000 images
@@ -129,6 +130,8 @@ def inspect_model(folder: Path, figure: Path | None = None) -> Inspection:
             return found
         case "smalti-prior/1":
             return Inspection("prior", folder, _prior_facts(load_prior(folder)))
+        case "smalti-classifier/1":
+            return Inspection("classifier", folder, _classifier_facts(load_classifier(folder)))
         case other:
             raise UserError(f"{folder / 'config.json'}: found format {other!r}, expected {EXPECTED}")
 
@@ -272,6 +275,15 @@ def _prior_facts(loaded: LoadedPrior) -> Facts:
         ("tokens", f"{spec.tokens_per_image} of {grids_text(spec.code_grids)}"),
         ("classes", shortened(loaded.classes)),
         ("tokenizer", f"{spec.tokenizer.kind}, fingerprint {spec.tokenizer.fingerprint[:12]}…"),
+    ]
+
+
+def _classifier_facts(loaded: LoadedClassifier) -> Facts:
+    prepared = loaded.preprocess
+    return [
+        ("images", f"{prepared.size} x {prepared.size} {prepared.mode}, crop {prepared.crop}"),
+        ("network", f"{_count(loaded.model)} parameters"),
+        ("classes", shortened(loaded.classes)),
     ]
 
 

@@ -22,7 +22,6 @@ from pipelines.base.redaction import redact
 from pipelines.base.signals import Interrupted
 from pipelines.data import RESOURCES, open_images
 from pipelines.encode import encode
-from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.code_usage import code_usage
 from pipelines.evaluate.label_accuracy import label_accuracy
@@ -220,7 +219,7 @@ class Chain:
         assert recipe is not None
         replaced = _holds_another_run(recipe)
         wait_for_all(self.accelerator)  # nobody looks at the folder any more
-        train_classifier(recipe, replaced)
+        train_recipe(recipe, replaced)
 
     def save_image_pipeline(self) -> None:
         """Put the best tokenizer and prior together, unless just these stand there already."""

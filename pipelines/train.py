@@ -1,10 +1,12 @@
-"""Train a tokenizer or a prior: `smalti train`."""
+"""Train a tokenizer, a prior or a classifier: `smalti train`."""
 
 import os
 from collections.abc import Mapping
 
 from pipelines.base.progress import say
 from pipelines.base.recipe_files import dump
+from pipelines.evaluate.classifier import ClassifierTask
+from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.image_likelihood import pixels_are_known
 from pipelines.recipes.advice import advice
 from pipelines.recipes.stages import PriorRecipe, Recipe, TokenizerRecipe
@@ -41,12 +43,14 @@ def build_task(recipe: Recipe) -> TrainingTask:
             card = card_of(recipe, "prior")
             conditioning = Conditioning(recipe.condition, recipe.condition_dropout)
             return PriorTask(recipe.tokens, conditioning, recipe.transformer, recipe.training, recipe.seed, card)
+        case ClassifierRecipe():
+            return ClassifierTask(recipe, card_of(recipe, "classifier"))
 
 
 def digests_of_inputs(recipe: Recipe) -> Mapping[str, str]:
     """What a run is trained from and the recipe only points to; empty where that has been removed since."""
     match recipe:
-        case TokenizerRecipe():
+        case TokenizerRecipe() | ClassifierRecipe():
             return image_digests(recipe.data)
         case PriorRecipe() if recipe.tokens.exists():
             return {"tokens": TokenDataset.open(recipe.tokens).manifest.digest}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from pipelines.base.atomic_files import write_json
+from pipelines.base.atomic_files import write_json, write_text
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_grid
 from pipelines.data import Preprocess, open_images, ordered_batches, training_loader
@@ -22,9 +22,6 @@ from pipelines.evaluate.classifier_recipe import ClassifierRecipe, Width
 from pipelines.models.checkpoint import read_config, resolve_folder
 from pipelines.models.weights import load_model, write_weights
 from pipelines.training.collective import Collective
-from pipelines.training.image_digests import image_digests
-from pipelines.training.run import train_run
-from pipelines.training.run_folder import RunFolder
 from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows, readable_images
@@ -117,15 +114,17 @@ class ClassifierTask:
     """A classifier as a task of the training loop. Images without a label are left out.
 
     Raises:
-        UserError: the data cannot be opened, no image that validation would read is readable, or there are no classes
-            or labels.
+        UserError: the data cannot be opened, no image that validation would read is readable, the images are smaller
+            than 8 x 8 pixels, or there are no classes or labels.
     """
 
     monitor = "loss"
     best_is_latest = False
 
-    def __init__(self, recipe: ClassifierRecipe):
-        self.recipe = recipe
+    def __init__(self, recipe: ClassifierRecipe, card: str = ""):
+        self.recipe, self.card, size = recipe, card, recipe.data.preprocess.size
+        if size < SMALLEST_IMAGE:
+            raise UserError(f"data.preprocess.size: found {size}, a classifier needs at least {SMALLEST_IMAGE} pixels")
         images, held_out = open_images(recipe.data, "train"), open_images(recipe.data, "validation")
         if not images.classes or len(images.classes) < 2:
             raise UserError(f"data: found classes {images.classes}, expected at least two to train a classifier on")
@@ -135,7 +134,7 @@ class ClassifierTask:
         config = ClassifierConfig(
             channels=recipe.data.preprocess.channels, num_classes=len(self.classes), width=recipe.width
         )
-        pixels = config.channels * recipe.data.preprocess.size**2
+        pixels = config.channels * size**2
         check_sizes(recipe.training, lambda: Classifier(config), 5 * pixels)  # as bytes and as float32
         self.phases = {"classifier": OptimizedPhase(ClassifierPhase(Classifier(config)), recipe.training.optimizer)}
 
@@ -155,7 +154,7 @@ class ClassifierTask:
         return mean_figures(blocks(), collective)
 
     def publish(self, models: Models, folder: Path) -> None:
-        save_classifier(folder, cast(Classifier, models["classifier"]), self.recipe, self.classes)
+        save_classifier(folder, cast(Classifier, models["classifier"]), self.recipe, self.classes, self.card)
 
     def save_figures(self, models: Models, folder: Path, step: int) -> None:
         """Held-out images that are classified wrongly, as "class: what was predicted"."""
@@ -184,15 +183,6 @@ class ClassifierTask:
             yield batch.image, model(batch.image.to(device)).cpu(), cast(Tensor, batch.label)
 
 
-def train_classifier(recipe: ClassifierRecipe, overwrite: bool = False) -> RunFolder:
-    """Train on the train split, or continue; a finished classifier is left as it is.
-
-    Raises:
-        UserError: the data has no classes, or the output folder holds another run.
-    """
-    return train_run(recipe, lambda: image_digests(recipe.data), lambda: ClassifierTask(recipe), overwrite)
-
-
 def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> LoadedClassifier:
     """The classifier of a run or model folder.
 
@@ -205,7 +195,9 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> L
     return LoadedClassifier(model.to(device).eval(), config.classes, config.preprocess, folder)
 
 
-def save_classifier(folder: Path, model: Classifier, recipe: ClassifierRecipe, classes: tuple[str, ...]) -> None:
+def save_classifier(
+    folder: Path, model: Classifier, recipe: ClassifierRecipe, classes: tuple[str, ...], card: str = ""
+) -> None:
     """Write a classifier's folder, `config.json` last."""
     weights = write_weights(folder, model)
     identity = json.dumps(recipe.model_dump(mode="json", exclude={"output"}), sort_keys=True)
@@ -217,4 +209,5 @@ def save_classifier(folder: Path, model: Classifier, recipe: ClassifierRecipe, c
         recipe_sha256=hashlib.sha256(identity.encode()).hexdigest(),
         weights_sha256=weights,
     )
+    write_text(folder / "README.md", card or "# A smalti classifier\n")
     write_json(folder / "config.json", config.model_dump(mode="json"))

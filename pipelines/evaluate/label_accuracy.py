@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pipelines.base.distributed import gather, share_of
 from pipelines.base.errors import UserError
-from pipelines.data import DataConfig, Split, open_images, ordered_batches
+from pipelines.data import DataConfig, Preprocess, Split, open_images, ordered_batches
 from pipelines.data.shapes import ShapesConfig
 from pipelines.data.shapes_checker import label_of
 from pipelines.evaluate.classifier import load_classifier
 from pipelines.evaluate.samples import Samples
+from pipelines.tokens.facts import shortened
 
 Checker = Callable[[UInt8[Tensor, "n c h w"]], Int[Tensor, " n"]]
 IMAGES_AT_ONCE = 500
@@ -47,16 +48,34 @@ def label_checker(
     """Name and function of the checker of this data: images -> class numbers, -1 where an image shows no class.
 
     Raises:
-        UserError: the data needs a classifier and none is given, or the classifier was trained on other classes.
+        UserError: the data needs a classifier and none is given, or the other way round, or the classifier was trained
+            on other classes or on images of another size.
     """
     if checks_itself(data):
+        if classifier is not None:
+            raise UserError(f"found {classifier}, expected none: labels of shapes in colour are read from the pixels")
         return "shapes checker", check_shapes
     if classifier is None:
-        raise UserError("evaluate: labels of this data need a classifier; train one with train_classifier")
+        raise UserError(
+            "found none, expected the run of a classifier: labels of this data cannot be read from the pixels. "
+            "`smalti train` trains one from a recipe of kind classifier"
+        )
     loaded = load_classifier(classifier, device)
     if loaded.classes != tuple(classes):
-        raise UserError(f"{loaded.folder}: was trained on {loaded.classes}, the samples have {tuple(classes)}")
+        raise UserError(
+            f"{loaded.folder}: was trained on the classes {shortened(loaded.classes)}; the samples have "
+            f"{shortened(tuple(classes))}"
+        )
+    if _shape(loaded.preprocess) != _shape(data.preprocess):
+        raise UserError(
+            f"{loaded.folder}: was trained on images of {_shape(loaded.preprocess)}; the samples are of "
+            f"{_shape(data.preprocess)}"
+        )
     return "classifier", loaded
+
+
+def _shape(prepared: Preprocess) -> str:
+    return f"{prepared.size} x {prepared.size} {prepared.mode}"
 
 
 def check_shapes(images: UInt8[Tensor, "n 3 h h"]) -> Int[Tensor, " n"]:

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.base.atomic_files import write_json
 from pipelines.base.errors import UserError
 from pipelines.evaluate.image_likelihood import mean_of
+from pipelines.evaluate.label_table import label_rows, label_table
 from pipelines.evaluate.report_table import print_rows, write_markdown
 from pipelines.evaluate.row_figures import RowFigures
 from pipelines.training.metrics_log import finite_or_none
@@ -78,12 +79,15 @@ def rows(report: Report) -> list[tuple[str, str]]:
         lines.append(("codebook", f"{codebook['verdict']}: {codebook['reason']}"))
     if scores := report["disentanglement"]:
         lines += [(name, f"{value:.4f}") for name, value in _scores(scores).items()]
+    if labels := report.get("labels"):  # reports from before samples were checked lack the key
+        lines += label_rows(labels)
     return lines + [("note", note) for note in report["notes"]]
 
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the evaluation is complete."""
-    write_markdown(folder, title, rows(report), FIGURES)
+    labels = report.get("labels")
+    write_markdown(folder, title, rows(report), FIGURES, label_table(labels) if labels else "")
     write_json(folder / "report.json", report)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.base.atomic_files import replacing, write_json
 from pipelines.base.progress import clock
+from pipelines.evaluate.label_table import label_rows, label_table
 from pipelines.evaluate.report_table import print_rows, write_markdown
 
 Report = Mapping[str, Any]
@@ -35,19 +36,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("… below the bigram baseline", f"{1 - bits['prior'] / bits['bigram']:.1%}"),
     ]
     if labels := report["labels"]:
-        lines += [
-            (
-                "samples that show their label",
-                f"{labels['accuracy']:.1%} of {labels['images']:,} ({labels['checker']})",
-            ),
-        ]
-    if labels and labels["real_images"]:
-        lines += [
-            (
-                "… real images that do, by the same checker",
-                f"{labels['real_accuracy']:.1%} of {labels['real_images']:,}",
-            ),
-        ]
+        lines += label_rows(labels)
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
@@ -59,12 +48,8 @@ def _level(tokens: Mapping[str, Any]) -> str:
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
-    worst = ""
-    if labels := report["labels"]:
-        ordered = sorted(labels["by_class"].items(), key=lambda pair: pair[1])
-        cells = "\n".join(f"| {name} | {share:.1%} |" for name, share in ordered)
-        worst = f"\n\n| label, worst first | shown |\n|---|---|\n{cells}"
-    write_markdown(folder, title, rows(report), FIGURES, worst)
+    labels = report["labels"]
+    write_markdown(folder, title, rows(report), FIGURES, label_table(labels) if labels else "")
     write_json(folder / "report.json", report)
 
 

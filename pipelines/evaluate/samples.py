@@ -1,9 +1,10 @@
 """The files of `smalti sample`: images that know their own seed, an overview, and `samples.json`."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
 
 @dataclass(frozen=True)
 class Samples:
-    """What `sample` wrote into `folder`: PNG `files`, class numbers `labels` (-1: none), names of the `classes`, and
-    each image's log-likelihood in nats under the prior."""
+    """What `sample` wrote into `folder`: PNG `files`, class numbers `labels` (-1: none), names of the `classes`,
+    each image's log-likelihood in nats under the prior, and the sha256 of the `weights` of each model involved."""
 
     folder: Path
     files: list[Path]
     labels: list[int]
     classes: list[str] | None
     logprobs: list[float]
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def read_images(self, rows: range) -> UInt8[Tensor, "n c h w"]:
         """The images of some rows.
@@ -52,12 +54,16 @@ def read_samples(folder: str | Path) -> Samples:
     """
     folder = Path(folder)
     path = folder / "samples.json"
+    if not os.path.lexists(path):
+        what = "holds no finished samples (no samples.json)" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; expected the output of `smalti sample`")
     found = read_json_mapping(path)
     try:
         entries = found["images"]
         labels = [-1 if entry["label"] is None else int(entry["label"]) for entry in entries]
         logprobs = [float(entry["logprob"]) for entry in entries]
-        return Samples(folder, [folder / entry["file"] for entry in entries], labels, found["classes"], logprobs)
+        files, weights = [folder / entry["file"] for entry in entries], dict(found["request"]["weights"])
+        return Samples(folder, files, labels, found["classes"], logprobs, weights)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as what `smalti sample` wrote ({error}); sample again") from error
 

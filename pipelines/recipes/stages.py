@@ -1,4 +1,6 @@
-"""The recipes of the two stages. The knobs stand beside their owners; here they are put together."""
+"""The recipes that `smalti train` takes: the two stages, and the classifier that checks labels of samples. The knobs
+stand beside their owners; here they are put together.
+"""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,6 +11,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import DataConfig
+from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.training.config import TokenizerTrainingConfig, TrainingConfig
 from prior import TransformerConfig
 from tokenizer import AutoencoderConfig, ObjectiveConfig
@@ -67,14 +70,14 @@ class PriorRecipe(BaseModel):
     training: TrainingConfig
 
 
-Recipe = TokenizerRecipe | PriorRecipe
+Recipe = TokenizerRecipe | PriorRecipe | ClassifierRecipe
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """A tokenizer or prior recipe from YAML with overrides.
+    """A recipe of `smalti train` from YAML with overrides.
 
     Raises:
-        UserError: as `read_recipe`, `override` and `validate`; or the kind is neither of the two.
+        UserError: as `read_recipe`, `override` and `validate`; or the kind is another one.
     """
     path = find_recipe(path)
     content = override(read_recipe(path), overrides or [])
@@ -83,11 +86,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             return validate(TokenizerRecipe, content, path)
         case "prior":
             return validate(PriorRecipe, content, path)
+        case "classifier":
+            return validate(ClassifierRecipe, content, path)
         case "pipeline":
             raise UserError(
-                f"{path}: kind: found 'pipeline'; `smalti run {path}` runs it, `smalti train` takes tokenizer or prior"
+                f"{path}: kind: found 'pipeline'; `smalti run {path}` runs it, `smalti train` takes tokenizer, "
+                "prior or classifier"
             )
         case other:
             raise UserError(
-                f"{path}: kind: found {other!r}, expected 'tokenizer' or 'prior' (or 'pipeline' for `smalti run`)"
+                f"{path}: kind: found {other!r}, expected 'tokenizer', 'prior' or 'classifier' (or 'pipeline' for "
+                "`smalti run`)"
             )

@@ -9,7 +9,10 @@ from pipelines.data import DataConfig, Example, open_images
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.preprocess import Preprocess
 from pipelines.encode import encode
-from pipelines.models.checkpoint import save_tokenizer
+from pipelines.models.checkpoint import LoadedPrior, load_tokenizer, save_tokenizer
+from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.tokens.dataset import TokenDataset
+from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
 from tokenizer import Autoencoder, AutoencoderConfig
 
 BACKBONE = {"kind": "conv", "widths": (8, 16), "residual_blocks": 1, "residual_width": 8}
@@ -49,8 +52,8 @@ def write_tokenizer(folder: Path, bottleneck: dict, seed: int = 0) -> Path:
 
 
 def write_vae(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = None, **model) -> Path:
-    """An untrained VAE of five latent units for black and white shapes of 16 x 16 pixels (see `grey_data`). Its
-    posteriors differ between images, as if it had been trained.
+    """An untrained VAE of five latent units for black and white shapes of 16 x 16 pixels (see `grey_data`), unless
+    `model` says otherwise. Its posteriors differ between images, as if it had been trained.
     """
     torch.manual_seed(seed)
     basis = {
@@ -64,7 +67,8 @@ def write_vae(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = Non
     with torch.no_grad():
         for parameter in built.encoder.parameters():
             parameter.mul_(2)
-    save_tokenizer(folder, built, Preprocess(mode="L", size=16), classes)
+    mode = "L" if built.config.channels == 1 else "RGB"
+    save_tokenizer(folder, built, Preprocess(mode=mode, size=built.config.image_size), classes)
     return folder
 
 
@@ -100,6 +104,21 @@ def tiny_tokens(tiny_tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokens") / "tokens"
     encode(tiny_tokenizer, shapes_data(train=200, validation=20, test=40), folder, num_shards=3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def image_pipeline(tiny_tokens, tmp_path_factory) -> Path:
+    """The tokenizer of `tiny_tokens` and an untrained prior by label."""
+    dataset = TokenDataset.open(tiny_tokens)
+    spec = dataset.spec
+    vocabulary = Vocabulary.of_labels_and_codes(spec.num_codes, spec.grid, len(spec.classes or ()))
+    torch.manual_seed(0)
+    tiny = TransformerConfig(dim=16, depth=1, heads=1, head_dim=16)
+    prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=tiny)).eval()
+    pipe = ImageGenerationPipeline(
+        load_tokenizer(dataset.tokenizer_folder), LoadedPrior(prior, spec, spec.classes, tiny_tokens)
+    )
+    return pipe.save_pretrained(tmp_path_factory.mktemp("image_pipeline") / "g")
 
 
 @pytest.fixture(scope="session", autouse=True)

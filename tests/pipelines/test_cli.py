@@ -112,6 +112,12 @@ def test_the_schema_knows_every_bottleneck(monkeypatch, capsys):
     assert code in (0, None) and {m.__name__ for m in members(BottleneckConfig)} <= json.loads(out)["$defs"].keys()
 
 
+@pytest.mark.parametrize("kind", cli.RecipeKind)
+def test_every_kind_of_recipe_has_a_schema(monkeypatch, capsys, kind):
+    code, out, _ = smalti(monkeypatch, capsys, "schema", kind)
+    assert code in (0, None) and json.loads(out)["properties"]["kind"]["const"] == kind
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -8,7 +8,6 @@ from PIL import Image
 
 from pipelines.base.errors import UserError
 from pipelines.data import DataConfig
-from pipelines.evaluate.classifier import train_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.recipes.stages import TokenizerRecipe
 from pipelines.reconstruct import reconstruct
@@ -78,9 +77,9 @@ def test_a_classifier_is_finished_wherever_its_images_lie(photos, data_of, tmp_p
         content = {"output": tmp_path / "run", "data": data.model_dump(), "width": 4, "training": TRAINING}
         return ClassifierRecipe.model_validate(content)
 
-    done = train_classifier(recipe(data_of(photos))).path / "done.json"
+    done = train_recipe(recipe(data_of(photos))).path / "done.json"
     stamp = done.stat().st_mtime_ns
-    train_classifier(recipe(data_of(photos.rename(tmp_path / "moved"))))
+    train_recipe(recipe(data_of(photos.rename(tmp_path / "moved"))))
     assert done.stat().st_mtime_ns == stamp
 
 

@@ -16,28 +16,12 @@ from pydantic import ValidationError
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_uint8
 from pipelines.evaluate.samples import read_note, read_samples
-from pipelines.models.checkpoint import LoadedPrior, load_tokenizer
+from pipelines.models.checkpoint import load_tokenizer
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_seeds import image_seeds
 from pipelines.reconstruct import ReconstructionRequest, reconstruct
 from pipelines.sample import SampleRequest, sample
-from pipelines.tokens.dataset import TokenDataset
-from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
 from tests.pipelines.conftest import write_vae
-
-
-@pytest.fixture(scope="module")
-def image_pipeline(tiny_tokens, tmp_path_factory):
-    dataset = TokenDataset.open(tiny_tokens)
-    spec = dataset.spec
-    vocabulary = Vocabulary.of_labels_and_codes(spec.num_codes, spec.grid, len(spec.classes))
-    torch.manual_seed(0)
-    tiny = TransformerConfig(dim=16, depth=1, heads=1, head_dim=16)
-    prior = TokenPrior(PriorConfig(vocabulary=vocabulary, transformer=tiny)).eval()
-    pipe = ImageGenerationPipeline(
-        load_tokenizer(dataset.tokenizer_folder), LoadedPrior(prior, spec, spec.classes, tiny_tokens)
-    )
-    return pipe.save_pretrained(tmp_path_factory.mktemp("image_pipeline") / "g")
 
 
 def files(folder):

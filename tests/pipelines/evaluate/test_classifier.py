@@ -10,8 +10,10 @@ from PIL import Image
 from pipelines.base.errors import UserError
 from pipelines.data import DataConfig, PixelBatch, Unreadable, open_images
 from pipelines.data.dataset import ImageDataset
-from pipelines.evaluate.classifier import ClassifierTask, load_classifier, train_classifier
+from pipelines.evaluate.classifier import ClassifierTask, load_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
+from pipelines.inspect import inspect
+from pipelines.train import train_recipe
 from pipelines.training.config import TrainingConfig
 
 TRAINING = TrainingConfig.model_validate(
@@ -35,7 +37,7 @@ def recipe(make_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(recipe):
-    return train_classifier(recipe).path
+    return train_recipe(recipe).path
 
 
 def test_it_learns_what_real_images_show(folder, recipe):
@@ -54,7 +56,7 @@ def test_batches_of_images_are_classified_as_one(folder, recipe):
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(folder, recipe, tmp_path):
     short = recipe.model_copy(update={"training": TRAINING.model_copy(update={"steps": 3})})
     folders = [
-        train_classifier(short.model_copy(update={"output": tmp_path / name, "seed": seed})).path
+        train_recipe(short.model_copy(update={"output": tmp_path / name, "seed": seed})).path
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     a, b, c = (json.loads((path / "last" / "config.json").read_text()) for path in folders)
@@ -65,7 +67,7 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(folder, 
 
 def test_a_finished_classifier_is_left_alone(folder, recipe):
     stamp = (folder / "done.json").stat().st_mtime_ns
-    train_classifier(recipe)
+    train_recipe(recipe)
     assert (folder / "done.json").stat().st_mtime_ns == stamp
 
 
@@ -106,6 +108,21 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_allocated(fold
         load_classifier(tmp_path)
 
 
+def test_images_too_small_for_the_network_are_refused(recipe):
+    data = recipe.data.model_copy(update={"preprocess": recipe.data.preprocess.model_copy(update={"size": 7})})
+    with pytest.raises(UserError, match=r"data\.preprocess\.size: found 7, .* at least 8 pixels"):
+        ClassifierTask(recipe.model_copy(update={"data": data}))
+
+
+def test_its_folder_says_what_it_is(folder):
+    assert "kind: classifier" in (folder / "best" / "README.md").read_text()
+    found = inspect(folder)
+    assert found.kind == "run of a classifier" and "finished" in dict(found.facts)["state"]
+    assert dict(inspect(folder / "best").facts).items() <= dict(found.facts).items()
+    assert dict(found.facts)["images"] == "32 x 32 RGB, crop center"
+    assert dict(found.facts)["classes"].startswith("24: red circle")
+
+
 def test_data_without_classes_is_refused(recipe, tmp_path):
     for number in range(20):
         path = tmp_path / "photos" / f"{number}.png"
@@ -114,4 +131,4 @@ def test_data_without_classes_is_refused(recipe, tmp_path):
     source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(tmp_path / "photos")}}
     data = DataConfig.model_validate({"source": source, "preprocess": recipe.data.preprocess})
     with pytest.raises(UserError, match="expected at least two to train a classifier on"):
-        train_classifier(recipe.model_copy(update={"output": tmp_path / "never", "data": data}))
+        train_recipe(recipe.model_copy(update={"output": tmp_path / "never", "data": data}))

@@ -82,8 +82,8 @@ class SecondOfTwo:
 class AlwaysFirst:
     folder = "somewhere"
 
-    def __init__(self, classes):
-        self.classes = tuple(classes)
+    def __init__(self, classes, preprocess):
+        self.classes, self.preprocess = tuple(classes), preprocess
 
     def __call__(self, images):
         return torch.zeros(len(images), dtype=torch.long)
@@ -95,18 +95,25 @@ def test_grey_shapes_are_checked_by_the_classifier_and_real_images_are_the_ceili
 ):
     assert checks_itself(data) and not checks_itself(grey)  # a colour cannot be read from a grey image
     monkeypatch.setattr(labels_module, "IMAGES_AT_ONCE", at_once)
-    monkeypatch.setattr(labels_module, "load_classifier", lambda folder, device: AlwaysFirst(real.classes))
+    monkeypatch.setattr(labels_module, "load_classifier", lambda *_: AlwaysFirst(real.classes, grey.preprocess))
     found = label_accuracy(replace(real, labels=[0] * 40), grey, classifier="somewhere", max_images=20)
     assert (found.checker, found.accuracy, found.real_images) == ("classifier", 1.0, 20)
     assert found.real_accuracy == pytest.approx(sum(label == 0 for label in real.labels[:20]) / 20)
 
 
-def test_a_classifier_of_other_classes_or_none_is_refused(real, grey, monkeypatch):
-    monkeypatch.setattr(labels_module, "load_classifier", lambda folder, device: AlwaysFirst(real.classes))
-    with pytest.raises(UserError, match="the samples have"):
+def test_a_classifier_that_does_not_fit_is_refused(real, data, grey, monkeypatch):
+    monkeypatch.setattr(labels_module, "load_classifier", lambda *_: AlwaysFirst(real.classes, data.preprocess))
+    with pytest.raises(UserError, match=r"trained on the classes 24: .* the samples have 1: boot"):
         label_accuracy(replace(real, classes=["boot"]), grey, classifier="somewhere")
-    with pytest.raises(UserError, match="need a classifier"):
+    with pytest.raises(UserError, match="trained on images of 32 x 32 RGB; the samples are of 32 x 32 L"):
+        label_accuracy(real, grey, classifier="somewhere")
+
+
+def test_a_classifier_is_given_where_pixels_do_not_tell_and_nowhere_else(real, data, grey):
+    with pytest.raises(UserError, match="found none, expected the run of a classifier"):
         label_accuracy(real, grey)
+    with pytest.raises(UserError, match="found somewhere, expected none"):
+        label_accuracy(real, data, classifier="somewhere")
 
 
 def test_samples_without_labels_are_refused(real, data):
