@@ -206,7 +206,7 @@ class LatentMoments:
         active, kl = spread > ACTIVE_VARIANCE, self.kl.cpu()
         below = slice(self.sizes[0], None)
         active[below] = kl[below] > ACTIVE_KL
-        levels = self._levels(active, aggregate_kl if standard_normal_prior else None)
+        levels = self._levels(active, mean, variance) if standard_normal_prior else self._levels(active)
         worst, reason = _worst(levels)
         return LatentHealth(
             images=self.images,
@@ -223,12 +223,19 @@ class LatentMoments:
             reason=reason,
         )
 
-    def _levels(self, active: Bool[Tensor, " n"], aggregate_kl: Float[Tensor, " n"] | None) -> tuple[LevelState, ...]:
-        levels = []
-        aggregates = [None] * len(self.sizes) if aggregate_kl is None else aggregate_kl.split(self.sizes)
-        for units, total, aggregate in zip(active.split(self.sizes), self.level_kl.tolist(), aggregates, strict=True):
-            kl = total if math.isfinite(total) else None
-            levels.append(LevelState(len(units), int(units.sum()), kl, *_verdict(units, kl, aggregate)))
+    def _levels(
+        self,
+        active: Bool[Tensor, " n"],
+        mean: Float[Tensor, " n"] | None = None,
+        variance: Float[Tensor, " n"] | None = None,
+    ) -> tuple[LevelState, ...]:
+        """`mean` and `variance`: of the aggregate posterior, if the prior is N(0, 1)."""
+        levels, start = [], 0
+        for size, total in zip(self.sizes, self.level_kl.tolist(), strict=True):
+            units, kl = slice(start, start := start + size), total if math.isfinite(total) else None
+            aggregate = None if mean is None or variance is None else (mean[units], variance[units])
+            verdict = _verdict(active[units], kl, aggregate, self.images)
+            levels.append(LevelState(size, int(active[units].sum()), kl, *verdict))
         return tuple(levels)
 
 
@@ -250,21 +257,49 @@ def _worst(levels: tuple[LevelState, ...]) -> tuple[Verdict, str]:
     return worst.verdict, f"level {levels.index(worst) + 1} of {len(levels)}, from the top: {worst.reason}"
 
 
+Aggregate = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]  # mean and variance
+
+
+def _information(kl: float, aggregate: Aggregate | None, images: int) -> float:
+    """What a level tells about an image, in nats, at most: `kl` without KL(q(z) || N(0, 1)), where that is the prior.
+
+    The mean of KL(q(z | x) || p(z)) is the mutual information of x and z plus KL(q(z) || p(z)) (Hoffman & Johnson 2016,
+    "ELBO surgery"). The latter is at least that of the normal of the same moments, also with a variance over 1 set to
+    1: of large ones the few draws say too little. From so few `images` it seems larger by up to 1 / images a unit.
+    """
+    if aggregate is None:
+        return kl
+    mean, variance = aggregate
+    apart = gaussian_kl(mean, variance.clamp_max(1).log()).sum().item()
+    return kl - max(0.0, apart - len(mean) / images)
+
+
 def _verdict(
-    active: Bool[Tensor, " n"], kl: float | None, aggregate_kl: Float[Tensor, " n"] | None
+    active: Bool[Tensor, " n"], kl: float | None, aggregate: Aggregate | None, images: int
 ) -> tuple[Verdict, str]:
     count, share = int(active.sum()), active.double().mean().item()
     units = f"{count} of {len(active)} units active"
     total = math.inf if kl is None else kl
+    information = max(0.0, _information(total, aggregate, images))
     nats = f"KL {total:.2f} nats an image"
-    apart = 0.0 if aggregate_kl is None or not count else aggregate_kl[active].mean().item()
+    alike = ""
+    if information < COLLAPSED_KL <= total:  # which free bits or a capacity can be satisfied with
+        alike = f": its KL of {total:.2f} nats is of posteriors far from the prior, but alike for all images"
+    apart = 0.0
+    if aggregate is not None and count:
+        apart = gaussian_kl(aggregate[0][active], aggregate[1][active].log()).mean().item()
     findings: list[tuple[bool, Verdict, str]] = [
-        (count == 0, "collapsed", f"{units}: the latent tells nothing about its image"),
+        (count == 0, "collapsed", f"{units}{alike or ': the latent tells nothing about its image'}"),
         (share < COLLAPSED_ACTIVE, "collapsed", f"{units}, under {COLLAPSED_ACTIVE:.0%}"),
         (
             total < COLLAPSED_KL,
             "collapsed",
             f"{nats}, under {COLLAPSED_KL:g}: the latent tells nearly nothing about its image",
+        ),
+        (
+            information < COLLAPSED_KL,
+            "collapsed",
+            f"the latent tells at most {information:.2f} nats about its image, under {COLLAPSED_KL:g}{alike}",
         ),
         (share < WEAK_ACTIVE, "weak", f"{units}, under {WEAK_ACTIVE:.0%}"),
         (

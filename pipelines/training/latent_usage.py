@@ -65,9 +65,11 @@ def figures_of(health: OverallHealth | LatentHealth | None) -> dict[str, float]:
             return {}
 
 
-def collapse_in_words(health: OverallHealth | LatentHealth | None) -> str | None:
-    """What to say of a latent that has collapsed, and what to do about it; None for any other."""
-    if health is None or health.verdict != "collapsed":
+def collapse_in_words(health: OverallHealth | LatentHealth | None, was_collapsed: bool) -> str | None:
+    """What to say when a latent has collapsed, with what to do about it, and when it is used again; else None."""
+    if health is None or (health.verdict == "collapsed") == was_collapsed:
         return None
     what = "codebook" if isinstance(health, OverallHealth) else "latent"
+    if was_collapsed:
+        return f"the {what} is used again: {health.reason}"
     return f"the {what} has collapsed: {health.reason}. {ADVICE[type(health)]}"

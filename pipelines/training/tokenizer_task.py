@@ -68,7 +68,7 @@ class TokenizerTask:
                 f"training.patience: found {training.patience}, but the loss of held-out images has no "
                 f"{', '.join(terms)}, a term of the whole batch, so it cannot say when to stop; expected null"
             )
-        self.warned_of_collapse = False
+        self.collapsed = False  # at the last validation
         self.phases = phases_of(phase, training)
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
@@ -92,9 +92,9 @@ class TokenizerTask:
 
         figures = mean_figures(blocks(), collective)
         health = usage.report()
-        if (warning := collapse_in_words(health)) and collective.is_first and not self.warned_of_collapse:
-            self.warned_of_collapse = True
-            say(f"smalti: {warning}")
+        if collective.is_first and (change := collapse_in_words(health, self.collapsed)):
+            say(f"smalti: {change}")
+        self.collapsed = health is not None and health.verdict == "collapsed"
         return figures | figures_of(health)
 
     def publish(self, models: Models, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The health of a continuous latent: moments against torch, divergences against torch.distributions, verdicts."""
 
 import json
+import math
 import socket
 
 import pytest
@@ -141,6 +142,49 @@ def test_a_posterior_that_is_away_from_the_prior_but_the_same_for_every_image_is
     """What free bits alone could be satisfied with."""
     health = health_of(torch.full((50, 4), 3.0), torch.ones(50, 4))
     assert health.kl.sum() == pytest.approx(18) and health.verdict == "collapsed"
+    assert health.reason.startswith("0 of 4 units active: its KL of 18.00 nats is of posteriors far from the prior")
+
+
+def far_and_nearly_alike(told, images=500, units=10, **options):
+    """Units that are all active. The prior of an image's latent is 4.5 nats a unit away, and it tells `told` nats."""
+    torch.manual_seed(0)
+    signal = torch.randn(images, units)
+    signal = (signal - signal.mean(0)) / signal.std(0, correction=0) * math.expm1(2 * told / units) ** 0.5
+    return health_of(3 + signal, torch.ones_like(signal), **options)
+
+
+def test_active_units_that_say_the_same_of_every_image_are_collapsed():
+    """Of 46 nats, 0.8 are mutual information: half of ln(1 + variance of the mean) for each unit."""
+    health = far_and_nearly_alike(0.8)
+    assert health.active_units == 10 and health.kl.sum() > 45 and health.verdict == "collapsed"
+    assert "tells at most 0.89 nats about its image, under 1: its KL of 45.87 nats" in health.reason
+    assert far_and_nearly_alike(1.1).verdict == "weak"
+    assert far_and_nearly_alike(0.8, standard_normal_prior=False).verdict == "healthy"
+
+
+def test_narrow_posteriors_that_are_alike_for_all_images_are_collapsed():
+    """Their variance alone is away from the prior's."""
+    torch.manual_seed(0)
+    mean = 0.15 * torch.randn(500, 10)
+    health = health_of(mean, torch.full_like(mean, 0.15))
+    assert health.active_units == 10 and health.kl.sum() > 5
+    assert health.verdict == "collapsed" and "tells at most" in health.reason
+
+
+def test_a_posterior_as_wide_as_that_of_an_untrained_network_does_not_decide():
+    """Of variances of millions the few draws tell too little to compare with a KL."""
+    torch.manual_seed(0)
+    log_variance = 12 + 4 * torch.randn(40, 10, 1, 1)
+    moments = LatentMoments(10)
+    moments.observe(DiagonalGaussian(10 * torch.randn(40, 10, 1, 1), log_variance), StandardNormal((10, 1, 1)))
+    assert moments.report().verdict == "weak"
+
+
+def test_few_images_do_not_make_a_latent_seem_collapsed():
+    """The aggregate posterior of five images is 0.3 nats from the prior by chance, and the latent tells 1.2."""
+    torch.manual_seed(0)
+    mean = 0.065**0.5 * torch.randn(5, 40)
+    assert health_of(mean, torch.ones_like(mean)).verdict == "healthy"
 
 
 def test_an_aggregate_far_from_a_standard_normal_prior_is_weak():

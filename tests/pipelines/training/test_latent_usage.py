@@ -1,4 +1,4 @@
-"""Validation says how much of the latent is used, and says once that it has collapsed."""
+"""Validation says how much of the latent is used, and says once that it has collapsed or is used again."""
 
 import pytest
 import torch
@@ -52,6 +52,17 @@ def test_a_collapsed_latent_is_named_once(capsys):
     assert said.count("smalti: the latent has collapsed: 0 of 5 units active") == 1 and "objective.kl_guard" in said
 
 
+def test_a_latent_that_is_used_again_is_named_too(capsys):
+    torch.manual_seed(0)
+    task = task_of(VAE, {"nll": 1, "kl": 1})
+    start = {name: tensor.clone() for name, tensor in task.phases["tokenizer"].phase.model.state_dict().items()}
+    for scale in (0, 4, 4, 0):
+        task.phases["tokenizer"].phase.model.load_state_dict(start)
+        validate(task, scale)
+    said = [line.split(":")[1] for line in capsys.readouterr().err.splitlines() if line.startswith("smalti:")]
+    assert said == [" the latent has collapsed", " the latent is used again", " the latent has collapsed"]
+
+
 def test_a_collapsed_codebook_is_named_too(capsys):
     task = task_of(VQ, {"nll": 1, "commitment": 0.25})
     assert validate(task, 0).keys() >= {"usage", "perplexity"}
@@ -63,7 +74,7 @@ def test_a_latent_that_is_neither_random_nor_discrete_has_no_state(scale):
     task = task_of(VAE | {"bottleneck": {"kind": "deterministic", "dim": 5}}, {"nll": 1})
     assert not validate(task, scale).keys() & {"active_units", "usage"}
     usage = LatentUsage(task.phases["tokenizer"].phase.model, torch.device("cpu"))
-    assert usage.report() is None and collapse_in_words(None) is None
+    assert usage.report() is None and collapse_in_words(None, False) is None
 
 
 def test_the_levels_of_a_hierarchical_latent_are_not_compared_with_the_standard_normal():
