@@ -10,6 +10,8 @@ There are two modes with the same results. With growing views a step attends to 
 faster on a CPU. With fixed shapes it attends to the whole cache under a row of the mask, and the position is a tensor
 on the device: the kernels of all steps that share a level and a quantizer are the same, so that a CUDA graph can
 replay them.
+
+A step reads those keys alone that the mask of a layer shows it, where they are few.
 """
 
 from dataclasses import dataclass
@@ -18,10 +20,32 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prior.positions import rotary_angles
 from prior.sequence import code_offsets
 from prior.token_prior import TokenPrior
+
+FEW = 1 / 6  # of all positions. A gathered key is read, written and read again; on average half of the cache is filled.
+
+
+@dataclass(frozen=True)
+class FewKeys:
+    """The few places that each position attends to, in order. Rows are filled up with zeros, which are not valid."""
+
+    places: Int[Tensor, "n s"]
+    valid: Bool[Tensor, "n s"]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, allowed: Bool[Tensor, "n n"]) -> "FewKeys | None":
+        """None where a position attends to more than `FEW`."""
+        counts = allowed.sum(1).tolist()
+        if max(counts) > FEW * len(allowed):
+            return None
+        places = pad_sequence(list(allowed.nonzero()[:, 1].split(counts)), batch_first=True)
+        valid = pad_sequence([places.new_ones(count, dtype=torch.bool) for count in counts], batch_first=True)
+        return cls(places, valid, counts)
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,7 @@ class BlockWeights:
     up: Float[Tensor, "2 d f"]
     down: Float[Tensor, "f d"]
     mask: Bool[Tensor, "n n"] | None
+    few: FewKeys | None
 
 
 class CachedDecoder:
@@ -121,7 +146,7 @@ class CachedDecoder:
             if rotation is not None:
                 _rotate_(qkv[:, :2], *rotation)
             places.write(cache, qkv[:, 1:])
-            attended = places.attend(qkv[:, 0], cache, block.mask)
+            attended = places.attend(qkv[:, 0], cache, block)
             x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
             up, gate = torch.bmm(_normalized(x).expand(2, -1, -1), block.up)
             x.addmm_(F.silu(gate).mul_(up), block.down)
@@ -146,13 +171,15 @@ class CachedDecoder:
     def _block(self, block) -> BlockWeights:
         attention, feedforward = block.attention, block.feedforward
         glu, down = feedforward.ff[0], feedforward.ff[-1]
+        mask = None if block.mask is None else block.mask & self.causal
         qkv = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
         return BlockWeights(
             qkv=torch.stack([_folded(block.attention_norm, weight) for weight in qkv]),
             out=attention.to_out.weight.t().contiguous(),
             up=torch.stack([_folded(block.feedforward_norm, weight) for weight in glu.proj.weight.chunk(2)]),
             down=down.weight.t().contiguous(),
-            mask=None if block.mask is None else block.mask & self.causal,
+            mask=mask,
+            few=None if mask is None else FewKeys.of(mask),
         )
 
     def _rotation(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -174,11 +201,14 @@ class _Slice:
     def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h m d"]) -> None:
         cache[:, :, :, self.start : self.end] = new
 
-    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Float[Tensor, "b h m d"]:
+    def attend(self, query: Tensor, cache: Tensor, block: BlockWeights) -> Float[Tensor, "b h m d"]:
+        single = self.end - self.start == 1  # without a mask it attends to all that is filled
+        if single and block.few is not None:
+            keys, values = cache.index_select(3, block.few.places[self.start, : block.few.counts[self.start]]).unbind(1)
+            return F.scaled_dot_product_attention(query, keys, values)
         keys, values = cache[:, :, :, : self.end].unbind(1)
-        if mask is not None:
-            mask = mask[self.start : self.end, : self.end]
-        is_causal = mask is None and self.end - self.start > 1  # a single query attends to all that is filled
+        mask = None if block.mask is None else block.mask[self.start : self.end, : self.end]
+        is_causal = mask is None and not single
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=is_causal)
 
 
@@ -194,8 +224,12 @@ class _DevicePosition:
     def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h 1 d"]) -> None:
         cache.index_copy_(3, self.position, new)
 
-    def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Float[Tensor, "b h 1 d"]:
-        row = self.filled if mask is None else mask.index_select(0, self.position)
+    def attend(self, query: Tensor, cache: Tensor, block: BlockWeights) -> Float[Tensor, "b h 1 d"]:
+        if block.few is not None:
+            cache = cache.index_select(3, block.few.places.index_select(0, self.position).squeeze(0))
+            row = block.few.valid.index_select(0, self.position)
+        else:
+            row = self.filled if block.mask is None else block.mask.index_select(0, self.position)
         return F.scaled_dot_product_attention(query, cache[:, 0], cache[:, 1], attn_mask=row)
 
 

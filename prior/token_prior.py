@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Integer
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from prior.attention import attention_masks
 from prior.conditioning import condition_tokens, drop_condition
 from prior.sequence import codes_to_tokens
 from prior.transformer import Transformer, TransformerConfig
@@ -33,8 +34,9 @@ class TokenPrior(nn.Module):
     def __init__(self, config: PriorConfig):
         super().__init__()
         self.config = config
-        masks = [None] * config.transformer.depth  # every layer attends to all that is before
-        self.network = Transformer(config.transformer, config.vocabulary, masks)
+        transformer = config.transformer
+        masks = attention_masks(transformer.attention, config.vocabulary, transformer.depth)
+        self.network = Transformer(transformer, config.vocabulary, masks)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -9,15 +9,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from prior.attention import Attention, FullAttention, Mask
 from prior.positions import AxialPositions, rotary_angles
 from prior.vocabulary import Vocabulary
-
-Mask = Bool[Tensor, "n n"] | None
-"""True where a query (row) may attend to a key (column). None: to everything before it, on the fast path of SDPA."""
 
 
 class TransformerConfig(BaseModel):
@@ -33,6 +31,8 @@ class TransformerConfig(BaseModel):
     """Width of a plain feed-forward of the same size; SwiGLU's is 2/3 of it (arXiv 2002.05202), in multiples of 32."""
     positions: Literal["learned", "rotary"] = "learned"
     """learned: embeddings of row + column (+ quantizer); rotary: of the place in the sequence."""
+    attention: Attention = FullAttention()
+    """Which positions each layer attends to."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     flash: bool = True
     """Attention by torch's scaled_dot_product_attention; False spells it out."""

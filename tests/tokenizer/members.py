@@ -14,10 +14,12 @@ from pydantic.fields import FieldInfo
 
 
 def members(union: Any) -> tuple[type[BaseModel], ...]:
-    """The option models of `Annotated[A | B, ...]`."""
+    """The option models of `Annotated[A | B, ...]`, and of unions within it."""
     if get_origin(union) is Annotated:
         return members(get_args(union)[0])
-    return get_args(union) if get_origin(union) in (Union, types.UnionType) else (union,)
+    if get_origin(union) in (Union, types.UnionType):
+        return tuple(member for part in get_args(union) for member in members(part))
+    return (union,)
 
 
 def examples(union: Any) -> dict[str, Any]:

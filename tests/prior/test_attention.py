@@ -1,0 +1,320 @@
+"""The masks of layers: by a literal definition, as pictures, by gradients, and the same ones wherever they are used."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from prior import (
+    CachedDecoder,
+    PriorConfig,
+    SamplingOptions,
+    SamplingRequest,
+    Segment,
+    TransformerConfig,
+    Vocabulary,
+    cached_decoder,
+    generate,
+    generate_naive,
+    sequence_logprobs,
+)
+from prior.attention import (
+    Attention,
+    ColumnAttention,
+    ConvolutionalAttention,
+    Dalle1Attention,
+    FullAttention,
+    LayerAttention,
+    PatternAttention,
+    RowAttention,
+    attention_mask,
+    attention_masks,
+    layer_attention,
+)
+from tests.prior.variants import ATTENTIONS, GRIDS, LAYER_ATTENTIONS, POSITIONS
+
+LABELS = torch.tensor([0, 2, 1])
+CODES = {
+    "one quantizer": [(11, (3, 4, 1))],
+    "two quantizers": [(11, (3, 3, 2))],
+    "one cell": [(11, (1, 1, 1))],
+    "one column": [(11, (5, 1, 1))],
+    "one row": [(11, (1, 5, 2))],
+    "large": [(11, (7, 6, 1))],
+    "levels": [(5, (2, 2, 1)), (11, (3, 3, 2))],
+}
+every_attention = pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS)
+every_layer = pytest.mark.parametrize("layer", LAYER_ATTENTIONS.values(), ids=LAYER_ATTENTIONS)
+gathering = pytest.mark.parametrize("few", [0, 1], ids=["masked", "gathered"])
+
+
+def vocabulary_of(levels, condition) -> Vocabulary:
+    codes = Vocabulary.of_labels_and_levels(levels).codes
+    return Vocabulary(segments=(Segment(name="caption", size=8, shape=(condition,)), *codes))
+
+
+def sees(layer: LayerAttention, query: int, key: int, grid) -> bool:
+    """Whether a code attends to another one of its level, spelled out for rows and columns."""
+    _, width, quantizers = grid
+    (row, column), (other_row, other_column) = divmod(query // quantizers, width), divmod(key // quantizers, width)
+    match layer:
+        case FullAttention():
+            return True
+        case RowAttention():
+            return other_row == row or (other_row == row - 1 and other_column >= column)
+        case ColumnAttention():
+            return other_column == column
+        case ConvolutionalAttention(window=window):
+            reach = range(-(window // 2), window // 2 + 1)
+            window_cells = [(row + up) * width + column + left for up in reach for left in reach]
+            return key // quantizers in window_cells
+
+
+def literal_mask(layer, vocabulary, levels):
+    condition = vocabulary.condition.length
+    starts = [condition + start for start in accumulate((level.length for level in vocabulary.codes), initial=0)]
+    level_of = [-1] * condition + [i for i, level in enumerate(vocabulary.codes) for _ in range(level.length)]
+    mask = torch.zeros(len(level_of), len(level_of), dtype=torch.bool)
+    for query, level in enumerate(level_of):
+        for key in range(query + 1):
+            own_level = level >= 0 and level_of[key] == level
+            start = starts[level] if own_level else 0
+            mask[query, key] = not own_level or sees(layer, query - start, key - start, levels[level][1])
+    return mask[:-1, :-1]
+
+
+@pytest.mark.parametrize("condition", [1, 5])
+@pytest.mark.parametrize("levels", CODES.values(), ids=CODES)
+@every_layer
+def test_a_mask_is_its_literal_definition(layer, levels, condition):
+    vocabulary = vocabulary_of(levels, condition)
+    assert torch.equal(attention_mask(layer, vocabulary), literal_mask(layer, vocabulary, levels))
+
+
+PICTURES = [
+    (
+        RowAttention(),
+        """
+        . . . . .
+        . . # # #
+        # # O . .
+        . . . . .
+        """,
+    ),
+    (
+        ColumnAttention(),
+        """
+        . . # . .
+        . . # . .
+        . . O . .
+        . . . . .
+        """,
+    ),
+    (
+        ConvolutionalAttention(window=3),
+        """
+        . . . . .
+        . # # # .
+        . # O . .
+        . . . . .
+        """,
+    ),
+    (
+        FullAttention(),
+        """
+        # # # # #
+        # # # # #
+        # # O . .
+        . . . . .
+        """,
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "picture"), PICTURES, ids=[layer.kind for layer, _ in PICTURES])
+def test_what_a_cell_sees_as_a_picture(layer, picture):
+    own = 2 * 5 + 2
+    row = attention_mask(layer, vocabulary_of([(2, (5, 5, 1))], 3))[3 + own]
+    drawn = ["O" if cell == own else ".#"[seen] for cell, seen in enumerate(row[3 : 3 + 4 * 5].tolist())]
+    assert drawn == picture.split()
+    assert row[:3].all()  # the condition
+
+
+def test_a_window_goes_on_in_the_next_row():
+    mask = attention_mask(ConvolutionalAttention(window=3), vocabulary_of([(2, (4, 4, 1))], 1))
+    assert mask[1 + 8, 1:].nonzero()[:, 0].tolist() == [3, 4, 5, 7, 8]  # row 2, column 0; 3 and 7 end the rows before
+
+
+def test_the_row_mask_of_dalle_1_sees_five_codes_of_a_grid_of_four():
+    mask = attention_mask(RowAttention(), vocabulary_of([(2, (4, 4, 1))], 6))  # figure 11 (a)
+    assert mask[6 + 4 :, 6:].sum(1).tolist() == [5] * 11
+    assert mask[6:, :6].all()
+    assert torch.equal(mask[:6, :6], torch.ones(6, 6, dtype=torch.bool).tril())
+
+
+def test_the_layers_of_dalle_1():
+    kinds = [layer.kind for layer in layer_attention(Dalle1Attention(), 64)]
+    assert kinds[:9] == ["row", "column", "row", "row", "row", "column", "row", "row", "row"]
+    assert [i + 1 for i, kind in enumerate(kinds) if kind == "column"] == list(range(2, 64, 4))
+    assert [i + 1 for i, kind in enumerate(kinds) if kind == "convolutional"] == [64]
+    assert layer_attention(Dalle1Attention(window=5), 1) == [ConvolutionalAttention(window=5)]
+
+
+def test_a_pattern_is_repeated_until_every_layer_has_an_entry():
+    pattern = PatternAttention(layers=(RowAttention(), FullAttention(), ColumnAttention()))
+    assert [layer.kind for layer in layer_attention(pattern, 5)] == ["row", "full", "column", "row", "full"]
+    assert len(layer_attention(pattern, 2)) == 2
+
+
+def test_layers_of_one_kind_share_a_mask():
+    first, second, third, _ = attention_masks(Dalle1Attention(), vocabulary_of(CODES["large"], 1), 4)
+    assert first is third and first is not second
+
+
+def test_full_attention_is_the_default_and_needs_no_mask(make_prior):
+    assert TransformerConfig.model_validate({"dim": 32}).attention == FullAttention()
+    assert [block.mask for block in make_prior().network.blocks] == [None, None]
+
+
+def test_masks_are_no_part_of_the_weights(make_prior):
+    assert list(make_prior(attention=RowAttention()).state_dict()) == list(make_prior().state_dict())
+
+
+def gradients(prior, codes, captions):
+    """Which embedded inputs (columns) the logits of each code (rows) depend on."""
+    embedded = []
+    hook = prior.network.token_embedding.register_forward_hook(
+        lambda _, __, out: embedded.append(out.double().requires_grad_()) or embedded[-1]
+    )
+    logits = prior(codes, captions)
+    hook.remove()
+    finite = logits[0].masked_fill(~logits[0].isfinite(), 0).square().sum(-1)
+    return torch.stack(
+        [torch.autograd.grad(one, embedded, retain_graph=True)[0][0].abs().sum(-1) > 0 for one in finite]
+    )
+
+
+@pytest.mark.parametrize(("depth", "flash"), [(1, True), (3, True), (3, False)])
+@pytest.mark.parametrize("levels", [CODES["one quantizer"], CODES["levels"]], ids=["one level", "levels"])
+@every_attention
+def test_logits_depend_on_what_the_masks_of_all_layers_let_through(make_prior, attention, levels, depth, flash):
+    options = {"attention": attention, "flash": flash, "depth": depth}
+    prior = make_prior(levels=levels, caption=4, positions="rotary", **options).double()
+    vocabulary = prior.vocabulary
+    reach = torch.eye(vocabulary.length - 1, dtype=torch.long)
+    for layer in layer_attention(attention, depth):
+        reach = reach + literal_mask(layer, vocabulary, levels).long() @ reach
+    codes = torch.zeros(1, *vocabulary.code_axes, dtype=torch.long)
+    assert torch.equal(gradients(prior, codes, torch.tensor([[0, 3, 2, 5]])), reach[3:] > 0)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@every_attention
+def test_gradients_reach_every_parameter(make_prior, attention, positions):
+    prior = make_prior(grid=(2, 3, 2), positions=positions, attention=attention, condition_dropout=0.5).train()
+    codes = torch.arange(8 * 12).view(8, 2, 3, 2) % 11
+    prior(codes, torch.arange(8) % 3).square().mean().backward()
+    assert [name for name, p in prior.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@gathering
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("grid", GRIDS)
+@every_attention
+def test_decoded_logits_are_those_of_the_modules(make_prior, monkeypatch, attention, grid, positions, few):
+    monkeypatch.setattr(cached_decoder, "FEW", few)
+    prior = make_prior(grid=grid, positions=positions, attention=attention, caption=3, depth=3)
+    captions, sequence = torch.randint(0, 7, (3, 3)), torch.randint(0, 11, (3, 12))
+    expected = prior(sequence.view(3, *grid), captions)
+    for decoder in (CachedDecoder(prior, False), CachedDecoder(prior, True)):
+        assert all(block.few is None for block in decoder.blocks if block.mask is None or not few)
+        assert all(block.few is not None for block in decoder.blocks if block.mask is not None and few)
+        for start in (4, 0):
+            prefilled = decoder.prefill(captions, sequence[:, :start])
+            stepped = [decoder.step(sequence[:, i]) for i in range(start, 11)]
+            torch.testing.assert_close(prefilled, expected[:, : start + 1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(torch.stack(stepped, 1), expected[:, start + 1 :], atol=1e-5, rtol=0)
+
+
+CHOICES = {
+    "greedy": SamplingOptions(do_sample=False),
+    "sampled": SamplingOptions(),
+    "greedy, guided": SamplingOptions(do_sample=False, guidance_scale=2.5),
+    "sampled, guided, filtered": SamplingOptions(guidance_scale=2.5, temperature=1.3, top_k=8, top_p=0.95, min_p=0.02),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("levels", [CODES["two quantizers"], CODES["levels"]], ids=["one level", "levels"])
+@every_attention
+def test_the_cached_path_draws_what_the_naive_one_does(make_prior, monkeypatch, attention, levels, choice):
+    prior = make_prior(levels=levels, attention=attention, depth=3)
+    request = SamplingRequest((3, 1, 4), LABELS, CHOICES[choice], torch.zeros(3, 5, dtype=torch.long))
+    naive = generate_naive(prior, request)
+    torch.testing.assert_close(naive.logprobs, sequence_logprobs(prior, naive.codes, LABELS), atol=1e-5, rtol=0)
+    for fixed_shapes, few in ((False, 0), (False, 1), (True, 1)):
+        monkeypatch.setattr(cached_decoder, "FEW", few)
+        fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
+        assert torch.equal(fast.codes, naive.codes)
+        torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-5, rtol=0)
+
+
+@gathering
+@every_attention
+def test_a_recorded_step_of_fixed_shapes_replays_at_every_position(make_prior, monkeypatch, attention, few):
+    monkeypatch.setattr(cached_decoder, "FEW", few)
+    prior = make_prior(attention=attention, depth=3)
+    sequence, null = torch.randint(0, 11, (3, 12)), torch.full((3, 1), 3)
+    expected = prior(sequence.view(3, 3, 4, 1))
+    decoder = CachedDecoder(prior, fixed_shapes=True)
+    decoder.prefill(null, sequence[:, :0])
+    recorded = make_fx(lambda codes: decoder.step(codes))(sequence[:, 0])
+    decoder.prefill(null, sequence[:, :0])
+    replayed = [recorded(sequence[:, i]) for i in range(11)]
+    torch.testing.assert_close(torch.stack(replayed, 1), expected[:, 1:], atol=1e-5, rtol=0)
+
+
+def test_few_keys_are_gathered_where_that_is_less_than_to_read_all(make_prior):
+    prior = make_prior(grid=(9, 8, 1), attention=PatternAttention(layers=(ColumnAttention(), RowAttention())))
+    wide = make_prior(grid=(4, 4, 1), attention=ColumnAttention())
+    assert [block.few is not None for block in CachedDecoder(prior).blocks] == [True, True]
+    assert [block.few is not None for block in CachedDecoder(wide).blocks] == [False, False]
+
+
+@every_attention
+def test_options_survive_json(attention):
+    config = PriorConfig(
+        vocabulary=Vocabulary.of_labels_and_codes(2, (2, 2, 1)), transformer=TransformerConfig(attention=attention)
+    )
+    assert PriorConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "convolutional", "window": 4}, "odd size, got 4"),
+        ({"kind": "dalle1", "window": 0}, "greater than 0"),
+        ({"kind": "pattern", "layers": []}, "at least 1 item"),
+        ({"kind": "pattern", "layers": [{"kind": "dalle1"}]}, "does not match any of the expected tags"),
+        ({"kind": "diagonal"}, "does not match any of the expected tags"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(Attention).validate_python(options)
+
+
+def test_codes_without_rows_and_columns_are_refused():
+    label = Segment(name="label", size=1)
+    line = Vocabulary(segments=(label, Segment(name="codes", size=4, shape=(6,))))
+    assert attention_masks(FullAttention(), line, 1) == [None]
+    with pytest.raises(ValueError, match=r"'row' needs codes on rows and columns, found the grid \(6,\)"):
+        attention_masks(RowAttention(), line, 1)
+
+
+def test_a_mask_larger_than_memory_is_refused_before_it_is_made():
+    vocabulary = Vocabulary.of_labels_and_codes(2, (2**20, 2**20, 1))
+    with pytest.raises(ValueError, match="'column' takes at most 16384 positions, got 1099511627777"):
+        attention_masks(ColumnAttention(), vocabulary, 1)
