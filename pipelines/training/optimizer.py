@@ -13,7 +13,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(BaseModel):
-    """AdamW with linear warm-up and cosine decay to `min_lr_ratio` of the peak learning rate."""
+    """AdamW with linear warm-up and cosine decay to `min_lr_ratio` of the peak learning rate, reached at the last step
+    or, if it is given, at step `decay_steps`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -22,6 +24,7 @@ class OptimizerConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: int = Field(default=100, ge=0, description="optimizer steps")
     min_lr_ratio: float = Field(default=0.05, ge=0, le=1)
+    decay_steps: int | None = Field(default=None, gt=0, description="step from which the rate no longer falls")
     max_grad_norm: float | None = Field(default=1.0, gt=0)
 
 
@@ -53,7 +56,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of update `step` in [0, steps): a pure function, so that resuming needs no scheduler state."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    fraction = (step - config.warmup) / max(1, steps - config.warmup)
+    fraction = (step - config.warmup) / max(1, (config.decay_steps or steps) - config.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
 

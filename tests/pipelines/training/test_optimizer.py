@@ -15,6 +15,16 @@ def test_learning_rate_is_a_pure_function_with_the_named_ends():
     assert learning_rate(config, 500, 110) == pytest.approx(0.1)
 
 
+def test_the_rate_may_reach_its_end_before_the_run_does():
+    short, long = (
+        OptimizerConfig(learning_rate=1.0, warmup=10),
+        OptimizerConfig(learning_rate=1.0, warmup=10, decay_steps=60),
+    )
+    for step in range(60):
+        assert learning_rate(long, step, 110) == learning_rate(short, step, 60)
+    assert {learning_rate(long, step, 110) for step in range(60, 110)} == {0.05}
+
+
 def test_only_matrices_decay():
     parameters = {"matrix": nn.Parameter(torch.ones(2, 2)), "bias": nn.Parameter(torch.ones(2))}
     optimizer = build_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), parameters)
