@@ -119,6 +119,27 @@ def test_logit_laplace_is_a_transformed_laplace():
     torch.testing.assert_close(likelihood.nll(params, x), -oracle.log_prob(x).sum((1, 2, 3)))
 
 
+def test_without_a_floor_the_maps_of_logit_laplace_are_mu_and_ln_b_as_in_the_paper():
+    """f(y | mu, b) = exp(-|logit y - mu| / b) / (2 b y (1 - y)), and the density of x = (y - 0.1) / 0.8 is 0.8 f."""
+    likelihood = build_likelihood(LogitLaplaceConfig(scale_floor="none"), 3)
+    params, x = 2 * torch.randn(4, 6, 5, 6, dtype=torch.double), eight_bit(4, 3, 5, 6).double()
+    mu, b, y = params[:, :3], params[:, 3:].exp(), 0.8 * x + 0.1
+    exponent = -((y / (1 - y)).log() - mu).abs() / b  # whose exp may be 0 in double precision too
+    expected = -(exponent - (2 * b * y * (1 - y)).log() + math.log(0.8)).sum((1, 2, 3))
+    torch.testing.assert_close(likelihood.nll(params, x), expected, check_dtype=False, rtol=1e-5, atol=1e-3)
+
+
+def test_the_median_of_logit_laplace_noise_is_the_image_that_the_paper_shows():
+    likelihood = build_likelihood(LogitLaplaceConfig(shown="median"), 1)
+    mu = torch.linspace(-4, 4, 9).view(-1, 1, 1, 1)
+    wide = torch.cat([mu, torch.ones_like(mu)], 1)
+    median = likelihood.mean(wide)
+    torch.testing.assert_close(median, ((mu.sigmoid() - 0.1) / 0.8).clamp(0, 1))
+    samples = likelihood.sample(wide.expand(9, 2, 100, 100), torch.Generator().manual_seed(0))
+    assert ((samples < median).float().mean((1, 2, 3)) <= 0.52).all()
+    assert ((samples > median).float().mean((1, 2, 3)) <= 0.52).all()
+
+
 def test_the_mean_of_narrow_logit_laplace_noise_is_the_image_that_the_paper_shows():
     likelihood = build_likelihood(LogitLaplaceConfig(), 1)
     mu = torch.linspace(-2, 2, 5).view(-1, 1, 1, 1)

@@ -14,12 +14,21 @@ from tokenizer.noise import Generators, uniform
 from tokenizer.options import Options
 
 EPS = 0.1
+LIMIT = 20.0  # of free log scales
 
 
 class LogitLaplaceConfig(Options):
-    """No options: location and scale are predicted for every channel of every pixel."""
+    """Location and scale are predicted for every channel of every pixel.
+
+    scale_floor: the least scale. "grey_level": that at which mid-grey may be one level off. "none": the maps are ln b
+        as they are, as in the paper (kept between -20 and 20, so that numbers stay finite). Where many pixels are
+        exactly alike, a plain background say, their density then grows and grows, and so does its weight in the loss.
+    shown: of the distribution of a pixel, what pictures show. The paper shows the "median", unmap_pixels(sigmoid(mu)).
+    """
 
     kind: Literal["logit_laplace"] = "logit_laplace"
+    scale_floor: Literal["grey_level", "none"] = "grey_level"
+    shown: Literal["mean", "median"] = "mean"
 
 
 def map_pixels(x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
@@ -59,9 +68,11 @@ class LogitLaplace(nn.Module):
         return sum_per_image(laplace - log_slope)
 
     def mean(self, params: Float[Tensor, "*n p h w"]) -> Float[Tensor, "*n c h w"]:
-        """The mean over evenly spaced quantiles, half a grey level off at worst. The paper shows the median,
-        unmap_pixels(sigmoid(mu)), which differs the more the wider the noise is."""
+        """The mean over evenly spaced quantiles, half a grey level off at worst. Or the median, if the options say so,
+        which differs the more the wider the noise is."""
         mu, log_scale = self._mu_and_log_scale(params)
+        if self.config.shown == "median":
+            return unmap_pixels(torch.sigmoid(mu))
         scale, total = log_scale.exp(), torch.zeros_like(mu)
         for noise in laplace_quantile((torch.arange(self.NODES) + 0.5) / self.NODES).tolist():
             total = total + unmap_pixels(torch.sigmoid(mu + scale * noise))
@@ -74,4 +85,5 @@ class LogitLaplace(nn.Module):
 
     def _mu_and_log_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
         mu, maps = params.float().chunk(2, dim=-3)
-        return mu, bounded_log_scale(maps, self.FLOOR)
+        free = self.config.scale_floor == "none"
+        return mu, maps.clamp(-LIMIT, LIMIT) if free else bounded_log_scale(maps, self.FLOOR)
