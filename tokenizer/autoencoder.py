@@ -236,6 +236,12 @@ class Autoencoder(nn.Module):
         """The likelihood's mean, in [0, 1]."""
         return self.likelihood.mean(self._decoder(z, self._embed(condition, len(z))))
 
+    def maps_and_nll(
+        self, x: Images, z: Float[Tensor, "b k d h2 w2"], condition: Tensor | None = None
+    ) -> tuple[Float[Tensor, "bk p h w"], Float[Tensor, "b k"]]:
+        """The likelihood's maps of k latents of each image, and -ln p(x | z) in nats."""
+        return self._nll(self._unit_range(x), z, self._embed(condition, len(x)))
+
     def decode_codes(
         self, codes: Integer[Tensor, " b *codes"], condition: Tensor | None = None
     ) -> Float[Tensor, "b c h2 w2"]:

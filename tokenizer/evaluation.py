@@ -43,6 +43,9 @@ def evaluate(
     Figures: every term (its mean over the draws), "loss" (the objective at `step`, per dimension), "psnr" in dB of the
     reconstruction from the codes or the posterior's mean, and of a continuous model "negative_elbo" = nll + kl in nats
     whatever the weights: an upper bound of -ln p(x), by importance weights if the objective has several draws.
+
+    Of a model that is trained on relaxed codes also "nll_relaxed" and "psnr_relaxed", of a draw of the latents that the
+    decoder was trained on last, and "relaxation_gap" = nll - nll_relaxed: what an image loses when codes are single.
     """
     with evaluating(model):
         out = model(images, step, objective.draws, generators, condition)
@@ -54,4 +57,14 @@ def evaluate(
             figures["negative_elbo"] = importance_bound(out.terms["nll"] + out.terms["kl"])
             shown = model.decode(out.bottleneck.z, condition)
         figures["psnr"] = psnr(shown, images)
+        if out.bottleneck.relaxed is not None:
+            figures |= _relaxed_figures(model, images, out.bottleneck.relaxed(generators), figures["nll"])
     return Evaluation(figures, out.bottleneck.codes, out.bottleneck.posterior, out.latent_prior)
+
+
+def _relaxed_figures(
+    model: Autoencoder, images: Images, z: Float[Tensor, "b d h2 w2"], hard_nll: Float[Tensor, " b"]
+) -> dict[str, Float[Tensor, " b"]]:
+    params, nll = model.maps_and_nll(images, z[:, None])
+    shown = psnr(model.likelihood.mean(params), images)
+    return {"nll_relaxed": nll[:, 0], "psnr_relaxed": shown, "relaxation_gap": hard_nll - nll[:, 0]}

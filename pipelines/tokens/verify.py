@@ -126,8 +126,7 @@ def compare(model: Autoencoder, images: Tensor, stored: Tensor, size: int) -> tu
     wrong = found != stored
     if not wrong.any():
         return 0, []
-    quantizer = model.quantizer
-    features = quantizer.project(model.features(images.to(device)))
-    before, now = ((features - quantizer.codes_to_latents(codes)).square().sum(1) for codes in (stored, found))
+    features = model.features(images.to(device))
+    before, now = (model.quantizer.distances(features, codes) for codes in (stored, found))
     gap = (before - now) / now.clamp(min=1e-12)
     return int(wrong.sum()), gap[marked_positions(wrong, model.code_grids)].abs().tolist()

@@ -36,6 +36,11 @@ def has_levels(bottleneck) -> bool:
     return bottleneck.num_codes is None and len(bottleneck.latent_shapes(SIDE)) > 1
 
 
+def takes_logits(bottleneck) -> bool:
+    """Whether the features are logits of codes, which stand in another space than latents."""
+    return bottleneck.num_codes is not None and bottleneck.in_channels == bottleneck.num_codes != bottleneck.dim
+
+
 def state_of(bottleneck):
     return {name: buffer.clone() for name, buffer in bottleneck.named_buffers()}
 
@@ -50,6 +55,7 @@ LARGEST = {  # options of a quantizer with 2^20 codes, and of one with more
     "vq": ({"num_codes": 2**20, "dim": 1}, {"num_codes": 2**20 + 1}),
     "fsq": ({"levels": (32, 32, 32, 32)}, {"levels": (32, 32, 32, 33)}),
     "lfq": ({"dim": 20}, {"dim": 21}),
+    "gumbel": ({"num_codes": 2**20, "dim": 1}, {"num_codes": 2**20 + 1}),
 }
 
 
@@ -173,15 +179,23 @@ def test_codes_out_of_range_are_refused(name, outside):
 
 
 @every_quantizer
-def test_the_code_is_the_one_whose_latent_is_nearest_to_the_projected_features(name):
+def test_the_code_of_a_position_is_the_one_of_least_distance(name):
     bottleneck, h = a_batch(name)
     if bottleneck.num_quantizers > 1:
         return  # greedy: each codebook is searched by itself
-    codes = torch.arange(bottleneck.num_codes).view(1, -1, 1, 1)
-    every_latent = bottleneck.codes_to_latents(codes)[0, :, :, 0]
-    features = bottleneck.project(h).movedim(1, -1).reshape(-1, bottleneck.dim)
-    nearest = torch.cdist(features.double(), every_latent.T.double()).argmin(1)
-    assert torch.equal(bottleneck.eval()(h).codes.flatten(), nearest)
+    h, k = h[:1], bottleneck.num_codes
+    every_code = torch.arange(k).view(-1, 1, 1, 1).expand(-1, *SIDE, 1)
+    distances = bottleneck.distances(h.expand(k, -1, -1, -1), every_code)
+    assert distances.shape == (k, *SIDE) and distances.min() >= 0
+    assert torch.equal(bottleneck.eval()(h).codes[0, ..., 0], distances.argmin(0))
+
+
+@every_quantizer
+def test_distances_of_codes_out_of_range_are_refused(name):
+    bottleneck, h = a_batch(name)
+    codes = torch.full((2, *SIDE, bottleneck.num_quantizers), bottleneck.num_codes)
+    with pytest.raises(ValueError, match=f"expected 0 to {bottleneck.num_codes - 1}"):
+        bottleneck.distances(h, codes)
 
 
 @every_member
@@ -197,8 +211,8 @@ def test_gradients_of_the_latents_reach_the_features(name):
 def test_gradients_of_the_latents_are_not_vanishing(name):
     """Near zero, where features start, and per unit of the latents' spread."""
     bottleneck, h = a_batch(name)
-    if has_levels(bottleneck):
-        return  # there is a network between features and latents
+    if has_levels(bottleneck) or takes_logits(bottleneck):
+        return  # there is a network, or a matrix of embeddings, between features and latents
     h = (0.1 * h).requires_grad_()
     z = bottleneck(h, 2).z
     (gradient,) = torch.autograd.grad(z.sum(), h)

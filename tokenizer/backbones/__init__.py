@@ -9,12 +9,13 @@ from typing import Annotated
 from pydantic import Field
 
 from tokenizer.backbones.conv import ConvConfig, conv_decoder, conv_encoder
+from tokenizer.backbones.dvae import DvaeConfig, dvae_decoder, dvae_encoder
 from tokenizer.backbones.mlp import MlpConfig, mlp_decoder, mlp_encoder
 from tokenizer.backbones.resnet import ResnetConfig, resnet_decoder, resnet_encoder
 from tokenizer.conditions import ConditionConfig
 from tokenizer.layers import Sequential
 
-BackboneConfig = Annotated[ConvConfig | MlpConfig | ResnetConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[ConvConfig | MlpConfig | ResnetConfig | DvaeConfig, Field(discriminator="kind")]
 
 
 def build_encoder(
@@ -36,6 +37,8 @@ def build_encoder(
             return mlp_encoder(config, in_channels, out_channels, image_size, condition)
         case ResnetConfig():
             return resnet_encoder(config, in_channels, out_channels, image_size, condition)
+        case DvaeConfig():
+            return dvae_encoder(config, in_channels, out_channels, image_size, condition)
 
 
 def build_decoder(
@@ -57,3 +60,5 @@ def build_decoder(
             return mlp_decoder(config, in_channels, out_channels, image_size, condition)
         case ResnetConfig():
             return resnet_decoder(config, in_channels, out_channels, image_size, condition)
+        case DvaeConfig():
+            return dvae_decoder(config, in_channels, out_channels, image_size, condition)

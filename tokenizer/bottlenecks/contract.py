@@ -1,13 +1,15 @@
 """What every bottleneck takes, offers and returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from tokenizer.code_grids import CodeGrids
+from tokenizer.code_grids import CodeGrid, CodeGrids
 from tokenizer.latents import LatentDistribution, LatentPrior, Posterior, PosteriorOf
+from tokenizer.noise import Generators
 
 MAX_CODES = 2**20  # of a codebook: figures count the use of every code, and a prior has an id for each
 
@@ -23,6 +25,7 @@ class BottleneckOutput:
     terms: unweighted losses by name, summed over each image, with a second dimension for the draws (here 1).
     batch_terms: unweighted losses of the whole batch, on the scale of one image.
     metrics: figures to report, detached scalars.
+    relaxed: in evaluation, of a quantizer that gives the decoder a relaxed, random latent in training: draws that one.
     """
 
     latent: Float[Tensor, "b d h w"] | None = None
@@ -31,6 +34,7 @@ class BottleneckOutput:
     terms: dict[str, Float[Tensor, "b k"]] = field(default_factory=dict)
     batch_terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    relaxed: Callable[[Generators], Float[Tensor, "b d h w"]] | None = None
 
     @property
     def z(self) -> Float[Tensor, "b d h w"]:
@@ -141,9 +145,49 @@ class Quantizer(Bottleneck, Protocol):
         """The latents that `forward` gives these codes in evaluation. Any integer dtype; ValueError out of range."""
         ...
 
-    def project(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """Features where latents are: the code of a position is the one whose latent is nearest to them."""
+    def distances(self, h: Float[Tensor, "b c h w"], codes: Integer[Tensor, " b *codes"]) -> Float[Tensor, "b h w"]:
+        """How badly codes suit the features of each position of the finest grid, at least 0; the code that `forward`
+        gives a position has the least of all. Raises ValueError when a code is out of range.
+        """
         ...
+
+
+class OneGrid:
+    """The part of `Quantizer` in which those with one grid of codes agree, unless they learn codebooks."""
+
+    num_codes: int
+    num_quantizers: int
+
+    @property
+    def embedding(self) -> Float[Tensor, "q k d"] | None:
+        return None
+
+    @property
+    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
+        return (self.embedding,)
+
+    def code_grids(self, rows: int, columns: int) -> CodeGrids:
+        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
+
+    def encode_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def after_step(self, step: int) -> None:
+        pass
+
+
+class NearestLatent(OneGrid):
+    """Codes are those whose latents are nearest to the features, once these are projected to where latents are."""
+
+    def project(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        raise NotImplementedError
+
+    def codes_to_latents(self, codes: Integer[Tensor, "b h w q"]) -> Float[Tensor, "b d h w"]:
+        raise NotImplementedError
+
+    def distances(self, h: Float[Tensor, "b c h w"], codes: Integer[Tensor, "b h w q"]) -> Float[Tensor, "b h w"]:
+        """Squared. With several quantizers the search for codes is greedy, so other codes may be a little nearer."""
+        return (self.project(h) - self.codes_to_latents(codes)).square().sum(1)
 
 
 def check_codes(codes: Integer[Tensor, "*n"], num_codes: int) -> Int[Tensor, "*n"]:

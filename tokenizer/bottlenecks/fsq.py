@@ -8,8 +8,7 @@ from jaxtyping import Float, Integer
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes, count_nonfinite
-from tokenizer.code_grids import CodeGrid, CodeGrids
+from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, NearestLatent, check_codes, count_nonfinite
 from tokenizer.options import Options
 from tokenizer.straight_through import straight_through
 
@@ -31,7 +30,7 @@ class FSQConfig(Options):
         return self
 
 
-class FSQ(nn.Module):
+class FSQ(NearestLatent, nn.Module):
     """Finite scalar quantization (arXiv 2309.15505).
 
     A code is its channels' digits in mixed radix, the first channel least significant. Departures from the paper's
@@ -47,18 +46,11 @@ class FSQ(nn.Module):
         super().__init__()
         self.config = config
         self.in_channels = self.dim = len(config.levels)
-        self.num_codes, self.num_quantizers, self.embedding = prod(config.levels), 1, None
+        self.num_codes, self.num_quantizers = prod(config.levels), 1
         # Derived from the configuration, hence kept out of checkpoints.
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         basis = [prod(config.levels[:i]) for i in range(self.dim)]
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
-
-    @property
-    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
-        return (self.embedding,)
-
-    def code_grids(self, rows: int, columns: int) -> CodeGrids:
-        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
 
     def forward(self, h: Float[Tensor, "b d h w"], step: int = 0) -> BottleneckOutput:
         bounded = self._bound(h.float().movedim(1, -1))
@@ -88,9 +80,3 @@ class FSQ(nn.Module):
         half_width = self.levels // 2
         digits = check_codes(codes, self.num_codes) // self.basis % self.levels
         return ((digits - half_width).float() / half_width).movedim(-1, 1)
-
-    def encode_state(self) -> dict[str, Tensor]:
-        return {}
-
-    def after_step(self, step: int) -> None:
-        pass

@@ -8,8 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes, count_nonfinite
-from tokenizer.code_grids import CodeGrid, CodeGrids
+from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, NearestLatent, check_codes, count_nonfinite
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import straight_through
 
@@ -30,7 +29,7 @@ class LFQConfig(Options):
     temperature: Annotated[float, TRAINING_ONLY] = Field(default=1.0, gt=0, examples=[0.1])
 
 
-class LFQ(nn.Module):
+class LFQ(NearestLatent, nn.Module):
     """Lookup-free quantization (MAGVIT-v2, arXiv 2310.05737, section 3.1).
 
     z is the sign of h (-1 where h <= 0), and the code is the binary number of the channels above 0, the first channel
@@ -48,15 +47,8 @@ class LFQ(nn.Module):
         super().__init__()
         self.config = config
         self.in_channels = self.dim = config.dim
-        self.num_codes, self.num_quantizers, self.embedding = 2**config.dim, 1, None
+        self.num_codes, self.num_quantizers = 2**config.dim, 1
         self.register_buffer("basis", 2 ** torch.arange(config.dim), persistent=False)
-
-    @property
-    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
-        return (self.embedding,)
-
-    def code_grids(self, rows: int, columns: int) -> CodeGrids:
-        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
 
     def forward(self, h: Float[Tensor, "b d h w"], step: int = 0) -> BottleneckOutput:
         h = h.float()
@@ -89,12 +81,6 @@ class LFQ(nn.Module):
         """-1 or 1 in each channel. Raises ValueError when a code is out of range."""
         bits = check_codes(codes, self.num_codes) // self.basis % 2
         return (2 * bits - 1).float().movedim(-1, 1)
-
-    def encode_state(self) -> dict[str, Tensor]:
-        return {}
-
-    def after_step(self, step: int) -> None:
-        pass
 
 
 def _joint(ones: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:

@@ -126,10 +126,11 @@ class Multilevel(nn.Module):
             found.append((projected, self._quantizers[level](projected, step)))
         return found
 
-    def project(self, h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """The features that the quantizers compare with their latents, laid out as z."""
-        levels = zip(self._quantizers, self._levels(h, 0), strict=True)
-        return _side_by_side([quantizer.project(projected) for quantizer, (projected, _) in levels])
+    def distances(self, h: Float[Tensor, "b c h w"], codes: Integer[Tensor, "b n"]) -> Float[Tensor, "b h w"]:
+        """The sum over the levels, each given the features that follow from the codes that it really gets."""
+        levels = zip(self._quantizers, self._levels(h, 0), split_codes(codes, self.grids), strict=True)
+        each = [quantizer.distances(projected, part)[:, None] for quantizer, (projected, _), part in levels]
+        return _side_by_side(each).sum(1)
 
     def codes_to_latents(self, codes: Integer[Tensor, "b n"]) -> Float[Tensor, "b d h w"]:
         """The latents that `forward` gives these codes in evaluation.

@@ -2,10 +2,11 @@
 
 from tokenizer.bottlenecks.contract import Quantizer
 from tokenizer.bottlenecks.fsq import FSQ, FSQConfig
+from tokenizer.bottlenecks.gumbel import Gumbel, GumbelConfig
 from tokenizer.bottlenecks.lfq import LFQ, LFQConfig
 from tokenizer.bottlenecks.vq import VQ, VQConfig
 
-QuantizerConfig = VQConfig | FSQConfig | LFQConfig
+QuantizerConfig = VQConfig | FSQConfig | LFQConfig | GumbelConfig
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
@@ -17,3 +18,5 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             return FSQ(config)
         case LFQConfig():
             return LFQ(config)
+        case GumbelConfig():
+            return Gumbel(config)

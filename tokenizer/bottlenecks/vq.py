@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tokenizer.bottlenecks.codebook import Codebook
-from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, check_codes
-from tokenizer.code_grids import CodeGrid, CodeGrids
+from tokenizer.bottlenecks.contract import MAX_CODES, BottleneckOutput, NearestLatent, check_codes
 from tokenizer.options import TRAINING_ONLY, Options
 from tokenizer.straight_through import rotation_trick, straight_through
 
@@ -53,7 +52,7 @@ class VQConfig(Options):
         return self
 
 
-class VQ(nn.Module):
+class VQ(NearestLatent, nn.Module):
     """VQ-VAE's bottleneck (arXiv 1711.00937), its codebook by moving averages (appendix A.1).
 
     With q > 1 quantizers each codebook quantizes what the ones before it left over, and z is their sum (RQ-VAE, arXiv
@@ -83,13 +82,6 @@ class VQ(nn.Module):
     def embedding(self) -> Float[Tensor, "q k d"]:
         """The vectors of all codebooks."""
         return torch.stack([codebook.embedding for codebook in self._codebooks])
-
-    @property
-    def embeddings(self) -> tuple[Float[Tensor, "q k d"] | None, ...]:
-        return (self.embedding,)
-
-    def code_grids(self, rows: int, columns: int) -> CodeGrids:
-        return (CodeGrid(rows, columns, self.num_quantizers, self.num_codes),)
 
     def forward(self, h: Float[Tensor, "b d h w"], step: int = 0) -> BottleneckOutput:
         b, _, height, width = h.shape
