@@ -1,9 +1,8 @@
 """Drawing images, code by code: `generate_naive` is the reference, `generate` the fast path. They agree.
 
-One random stream per image: the uniforms of an image are drawn at once from a generator of its own on the CPU, so that
-image i is the same whatever the batch size, its neighbours and the device (up to the rounding of the logits). The code
-at a position is the inverse of the cumulative distribution at that position's uniform: one number per code, not one per
-member of the codebook as with Gumbel noise.
+The code at a position is the most likely one after Gumbel noise has been added, which is a draw from the distribution.
+The noise is a function of the image's seed, of the position and of the code alone, so that image i is the same whatever
+the batch size, its neighbours and the device (up to the rounding of the logits).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from prior.cached_decoder import CachedDecoder
 from prior.conditioning import condition_tokens
 from prior.logits import SamplingOptions, process_logits
+from prior.noise import GumbelNoise
 from prior.sequence import check_codes, codes_to_tokens
 from prior.token_prior import TokenPrior
 
@@ -168,35 +168,28 @@ def _steps(source: _CachedSource | _NaiveSource, prior: TokenPrior, request: Sam
     length, sizes, options = prior.vocabulary.code_length, prior.vocabulary.code_sizes, request.options
     prompt = torch.empty(len(request.seeds), 0) if request.prompt_codes is None else request.prompt_codes
     prompt = prompt.to(prior.device, torch.long)
-    uniforms = _uniforms(request.seeds, length).to(prior.device) if options.do_sample else None
+    noise = None
+    if options.do_sample:
+        noise = GumbelNoise(request.seeds, length, prior.vocabulary.most_codes, prior.device)
 
     branches = source.start(prompt[:, : length - 1])
     for position, codes in enumerate(prompt.unbind(dim=1)):
         yield Step(position, codes, _logprob(branches[0][:, position], codes))
     branches = tuple(logits[:, -1, : sizes[min(prompt.shape[1], length - 1)]] for logits in branches)
     for position in range(prompt.shape[1], length):
-        codes = _choose(process_logits(branches[0], options, *branches[1:]), uniforms, position)
+        logits = process_logits(branches[0], options, *branches[1:])
+        codes = _most_likely(logits, None if noise is None else noise.at(position)[:, : sizes[position]])
         yield Step(position, codes, _logprob(branches[0], codes))
         if position + 1 < length:
             branches = source.step(codes)
 
 
-def _uniforms(seeds: Sequence[int], length: int) -> Float[Tensor, "n b 1"]:
-    """Uniforms in (0, 1], all of an image's from its own generator, in the order in which they are used."""
-    drawn = torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds], dim=1)
-    return 1 - drawn[..., None]
-
-
-def _choose(logits: Float[Tensor, "b k"], uniforms: Float[Tensor, "n b 1"] | None, position: int) -> Int[Tensor, " b"]:
-    """The most likely code, or the first code whose cumulative mass reaches u * total, 0 < u <= 1."""
-    if uniforms is None:
+def _most_likely(logits: Float[Tensor, "b k"], noise: Float[Tensor, "b k"] | None) -> Int[Tensor, " b"]:
+    """The most likely code; with Gumbel noise a draw (Gumbel-max). A code of probability 0 is never drawn."""
+    if noise is None:
         return logits.argmax(dim=-1)
-    probabilities = logits.softmax(dim=-1)
-    # A parallel sum need not be monotone to the last bit. A code of probability 0 is never chosen all the same, and
-    # one whose sum is the largest always reaches the threshold.
-    cumulative = probabilities.cumsum(dim=-1).masked_fill(probabilities == 0, 0)
-    reached = cumulative >= uniforms[position] * cumulative.amax(dim=-1, keepdim=True)
-    return reached.byte().argmax(dim=-1)
+    # The largest becomes 0: added to a large number, noise would be rounded away. On a CPU max is faster than argmax.
+    return (logits - logits.amax(dim=-1, keepdim=True)).add_(noise).max(dim=-1).indices
 
 
 def _logprob(logits: Float[Tensor, "b k"], codes: Int[Tensor, " b"]) -> Float[Tensor, " b"]:

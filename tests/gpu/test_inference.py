@@ -8,6 +8,7 @@ from pipelines.encode import encode
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.tokens.dataset import TokenDataset
 from prior import SamplingOptions, SamplingRequest, generate, generate_naive
+from prior.noise import gumbel, random_bits
 from tests.gpu.test_training import prior_phase
 from tests.pipelines.conftest import shapes_data, write_tokenizer
 
@@ -36,6 +37,13 @@ def test_images_are_those_of_the_cpu_up_to_rounding():
     on_cpu = generate(prior, request).codes
     moved = SamplingRequest(range(16), torch.arange(16, device="cuda") % 5)
     assert (generate(prior.cuda(), moved).codes.cpu() == on_cpu).float().mean() > 0.95
+
+
+def test_the_bits_of_the_noise_are_those_of_the_cpu():
+    seeds, positions = torch.arange(-64, 64), torch.arange(200)
+    on_cpu, on_gpu = random_bits(seeds, positions, 1000), random_bits(seeds.cuda(), positions.cuda(), 1000).cpu()
+    assert torch.equal(on_gpu, on_cpu)
+    torch.testing.assert_close(gumbel(on_gpu.cuda()).cpu(), gumbel(on_cpu), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from prior import (
     sequence_logprobs,
     stream,
 )
-from prior.sampling import _choose
+from prior.logits import process_logits
+from prior.noise import GumbelNoise
+from prior.sampling import _most_likely
 from tests.prior.variants import GRIDS, POSITIONS
 
 LABELS = torch.tensor([0, 2, 1])
@@ -110,17 +113,49 @@ def test_logprobs_are_the_likelihood_whatever_the_options(make_prior, choice):
     torch.testing.assert_close(generated.logprobs, expected, atol=1e-5, rtol=0)
 
 
-def test_samples_follow_the_model(make_prior):
+FILTERS = {
+    "none": {},
+    "temperature": {"temperature": 0.6},
+    "top_k": {"top_k": 2},
+    "top_p": {"top_p": 0.7},
+    "min_p": {"min_p": 0.3},
+    "guidance": {"guidance_scale": 2.0},
+    "all": {"guidance_scale": 1.5, "temperature": 1.4, "top_k": 2, "top_p": 0.9, "min_p": 0.1},
+}
+
+
+@torch.no_grad()
+def exact_probabilities(prior, sequences, label, options):
+    """Of whole sequences (n, m) under the options: the product over their positions."""
+    codes, labels = sequences.view(-1, *prior.vocabulary.code_axes), torch.full((len(sequences),), label)
+    branches = [prior(codes, labels), prior(codes)] if options.guided else [prior(codes, labels)]
+    filtered = process_logits(branches[0].flatten(0, 1), options, *(branch.flatten(0, 1) for branch in branches[1:]))
+    each = filtered.double().softmax(-1).gather(1, sequences.reshape(-1, 1))
+    return each.view(sequences.shape).prod(1)
+
+
+@pytest.mark.parametrize("given", FILTERS.values(), ids=FILTERS)
+def test_samples_follow_the_exact_distribution_under_every_filter(make_prior, given):
     """Chi-square of 20,000 samples against all 81 sequences of a 2x2 grid with 3 codes."""
-    prior = make_prior(grid=(2, 2, 1), num_codes=3, sharpen=1.0)
-    sequences = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2, 1)
+    prior, options = make_prior(grid=(2, 2, 1), num_codes=3, sharpen=1.0), SamplingOptions(**given)
+    sequences = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    expected = exact_probabilities(prior, sequences, 1, options) * 20_000
+    torch.testing.assert_close(expected.sum().item(), 20_000.0)
     labels = torch.ones(20_000, dtype=torch.long)
-    expected = sequence_logprobs(prior, sequences, labels[:81]).sum(-1).exp() * len(labels)
-    codes = generate(prior, SamplingRequest(range(len(labels)), labels)).codes.flatten(1)
-    observed = (codes @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81)
-    assert expected.min() > 5
-    statistic = ((observed - expected) ** 2 / expected).sum()
-    assert statistic < 124.8  # the 99.9 % quantile with 80 degrees of freedom
+    codes = generate(prior, SamplingRequest(range(20_000), labels, options)).codes.flatten(1)
+    observed = (codes @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81).double()
+    assert observed[expected == 0].sum() == 0
+    alone = expected >= 5
+    alone[expected.argmax()] = False  # the rare ones are counted with the most likely one
+    expected = torch.cat([expected[alone], expected[~alone].sum()[None]])
+    observed = torch.cat([observed[alone], observed[~alone].sum()[None]])
+    assert len(expected) > 5
+    assert ((observed - expected) ** 2 / expected).sum() < chi_square_quantile(len(expected) - 1)
+
+
+def chi_square_quantile(freedom, normal_quantile=3.09):
+    """The 99.9 % quantile, to 1 % (Wilson and Hilferty 1931)."""
+    return freedom * (1 - 2 / (9 * freedom) + normal_quantile * math.sqrt(2 / (9 * freedom))) ** 3
 
 
 def test_greedy_takes_the_most_likely_code_at_each_place(make_prior):
@@ -225,10 +260,16 @@ def test_logits_that_are_not_finite_are_refused(make_prior, sampler):
         sampler(prior, SamplingRequest(SEEDS))
 
 
-@pytest.mark.parametrize("uniform", [1e-12, 0.4, 0.6, 1.0])
-def test_a_code_of_probability_zero_is_never_chosen(uniform):
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
-    assert _choose(logits, torch.tensor([[[uniform]]]), 0).item() == (1 if uniform <= 0.5 else 3)
+def test_a_code_of_probability_zero_is_never_chosen():
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]).repeat(20_000, 1)
+    chosen = _most_likely(logits, GumbelNoise(range(20_000), 1, 5, logits.device).at(0))
+    assert chosen.unique().tolist() == [1, 3]
+
+
+def test_large_logits_leave_the_noise_its_digits():
+    noise = GumbelNoise(range(1000), 1, 3, torch.device("cpu")).at(0)
+    near = torch.tensor([0.0, 0.5, -0.5]).repeat(1000, 1)
+    assert torch.equal(_most_likely(near + 2.0**20, noise), _most_likely(near, noise))
 
 
 def test_one_decoder_serves_batches_of_all_sizes(make_prior):
