@@ -14,12 +14,15 @@ import math
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from vae import BATCH, pythae_vae
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.benchmarks.vae import BATCH, pythae_vae
 
 
 class DrawnAnew(torch.utils.data.Dataset):
