@@ -26,7 +26,7 @@ from tests.benchmarks.vae import BATCH, pythae_vae
 
 
 class DrawnAnew(torch.utils.data.Dataset):
-    """Grey images (n, 1, 28, 28), uint8, that are black and white when they are seen.."""
+    """Grey images (n, 1, 28, 28), uint8, that are black and white when they are seen."""
 
     def __init__(self, grey: Tensor):
         self.grey = grey
