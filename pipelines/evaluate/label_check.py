@@ -55,7 +55,9 @@ def open_label_check(
     with _named("--samples"):
         found = read_samples(samples)
         _check_samples(found, tokenizer, images)
-    prepared = data.model_copy(update={"preprocess": tokenizer.preprocess})
+        _check_weights(found, tokenizer)
+    # Samples are what the likelihood expects: grey, also of a model that was trained on black and white.
+    prepared = data.model_copy(update={"preprocess": tokenizer.preprocess, "binarize": None})
     with _named("--classifier"):
         label_checker(prepared, found.classes or (), classifier)
     return LabelCheck(found, prepared, classifier)
@@ -71,8 +73,16 @@ def _check_samples(samples: Samples, tokenizer: LoadedTokenizer, images: ImageDa
     expected = (config.channels, config.image_size, config.image_size)
     if (shape := tuple(samples.read_images(range(1)).shape[1:])) != expected:
         raise UserError(f"{samples.folder}: found images of shape {shape} (c, h, w), the model's are {expected}")
-    if samples.weights.get("tokenizer") != sha256_of(tokenizer.folder / "model.safetensors"):
-        raise UserError(f"{samples.folder}: found samples of other weights, expected those of {tokenizer.folder}")
+
+
+def _check_weights(samples: Samples, tokenizer: LoadedTokenizer) -> None:
+    """Raises UserError for samples of another tokenizer or, where it belongs to an image pipeline, of another prior."""
+    expected, whole = {"tokenizer": tokenizer.folder}, tokenizer.folder.parent
+    if (whole / "model_index.json").is_file():
+        expected["prior"] = whole / "prior"
+    for part, path in expected.items():
+        if samples.weights.get(part) != sha256_of(path / "model.safetensors"):
+            raise UserError(f"{samples.folder}: found samples of another {part}, expected those of {path}")
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class TokenizerTask:
                 f"training.patience: found {training.patience}, but the loss of held-out images has no "
                 f"{', '.join(terms)}, a term of the whole batch, so it cannot say when to stop; expected null"
             )
-        self.collapsed = False  # at the last validation
+        self.collapsed = False  # at the last validation of this process
         self.phases = phases_of(phase, training)
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:

@@ -1,15 +1,17 @@
-"""The likelihood that pythae 0.1.2 reaches with network, images, optimizer and steps of a recipe of ours.
+"""The likelihood that pythae 0.1.2 reaches with the network, the images, the rate and the epochs of a recipe of ours.
 
     smalti train configs/vae_family/vae.yaml && smalti evaluate runs/vae_family/vae -o runs/vae_family/vae_evaluated
     python tests/benchmarks/vae_likelihood.py --peer-python PYTHON --evaluated runs/vae_family/vae_evaluated
 
 PYTHON is as for vae.py. pythae's trainer gets the recipe's number of epochs and learning rate, Adam, and torch's cosine
-schedule, an epoch at a time. It has no KL warm-up, no weight average and no binarisation of its own: its data set draws
-the training images anew. Its `get_nll` sees the first test images, binarised as ours were.
+schedule, an epoch at a time. Only ours has KL warm-up, a warm-up of the rate over 200 steps, clipped gradients,
+averaged weights, and pixels in [-1, 1] at the encoder. pythae's data set draws the training images anew, since it does
+not binarise. Its `get_nll` sees the first test images, binarised as ours were, with as many draws as ours had.
 """
 
 import argparse
 import csv
+import json
 import math
 import os
 import statistics
@@ -106,21 +108,23 @@ def main() -> None:
     parser.add_argument("--evaluated", help="what `smalti evaluate` wrote of the run of the recipe")
     parser.add_argument("--recipe", default="configs/vae_family/vae.yaml")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--draws", type=int, default=5000)
-    parser.add_argument("--train", nargs=3, help="be the peer (started by this script itself)")
+    parser.add_argument("--train", nargs=4, help="be the peer (started by this script itself)")
     arguments = parser.parse_args()
     if arguments.train:
-        folder, epochs, rate = arguments.train
-        return train_pythae(Path(folder), int(epochs), float(rate), arguments.draws)
+        folder, epochs, rate, draws = arguments.train
+        return train_pythae(Path(folder), int(epochs), float(rate), int(draws))
+    report = json.loads((Path(arguments.evaluated) / "report.json").read_text())
+    if report["split"] != "test" or report["images"] < arguments.images:
+        raise SystemExit(f"{arguments.evaluated}: holds {report['images']:,} images of {report['split']}")
     with open(Path(arguments.evaluated) / "images.csv", newline="") as file:
         ours = list(csv.DictReader(file))[: arguments.images]
     with tempfile.TemporaryDirectory() as folder:
         images, epochs, rate = images_of(arguments.recipe, arguments.images)
         torch.save(images, Path(folder) / "images.pt")
-        command = [arguments.peer_python, __file__, "--train", folder, str(epochs), str(rate)]
-        subprocess.run([*command, "--draws", str(arguments.draws)], check=True, env=os.environ | {"TQDM_DISABLE": "1"})
+        command = [arguments.peer_python, __file__, "--train", folder, str(epochs), str(rate), str(report["draws"])]
+        subprocess.run(command, check=True, env=os.environ | {"TQDM_DISABLE": "1"})
         theirs = torch.load(Path(folder) / "bounds.pt")
-    print(f"the first {len(ours):,} test images, nats an image, {arguments.draws:,} draws")
+    print(f"the first {len(ours):,} test images, nats an image, {report['draws']:,} draws")
     for name in ("negative_elbo", "nll"):
         mine, peers = [float(row[name]) for row in ours], theirs[name].tolist()
         difference = [other - one for one, other in zip(mine, peers, strict=True)]

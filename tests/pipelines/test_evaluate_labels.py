@@ -12,6 +12,7 @@ from pipelines import cli
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_images
 from pipelines.data import open_images
+from pipelines.data.binarize import Binarize
 from pipelines.data.shapes import CLASSES
 from pipelines.evaluate.classifier import load_classifier
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
@@ -117,6 +118,25 @@ def test_an_image_pipeline_is_judged_by_its_own_samples(image_pipeline, tmp_path
     assert report["labels"]["accuracy"] == 1 and report["codebook"] is not None
 
 
+def test_samples_of_another_prior_are_refused(image_pipeline, tmp_path):
+    samples = sample(image_pipeline, tmp_path / "samples", SampleRequest(num_images=24))
+    other = shutil.copytree(image_pipeline, tmp_path / "other")
+    weights = other / "prior" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert "--samples: " in (message := refused(other, COLOUR, samples)) and "of another prior" in message
+
+
+def test_real_images_are_grey_as_samples_are_also_for_a_model_of_black_and_white_ones(
+    grey_model, grey_samples, classifier, tmp_path
+):
+    """The likelihood's mean is grey, and so is what the classifier was trained on."""
+    binary = GREY.model_copy(update={"binarize": Binarize(method="dynamic")})
+    report = evaluate_model(grey_model, binary, tmp_path, request_of(grey_samples, classifier))
+    real = open_images(GREY, "test").read_batch(range(12))
+    expected = (load_classifier(classifier)(real.image) == real.label).float().mean().item()
+    assert report["labels"]["real_accuracy"] == pytest.approx(expected)
+
+
 def test_without_samples_nothing_is_asked_of_labels(colour_model, tmp_path):
     report = evaluate_model(colour_model, COLOUR, tmp_path, EvaluationRequest(draws=2, max_images=3))
     assert report["labels"] is None and "label" not in (tmp_path / "report.md").read_text()
@@ -190,7 +210,7 @@ def test_samples_of_another_size_are_refused(refused, colour_model, grey_samples
 def test_samples_of_another_model_are_refused(refused, colour_samples, tmp_path):
     model = {"image_size": 32, "channels": 3, "likelihood": {"kind": "normal"}, "condition": CONDITION}
     other = write_vae(tmp_path / "t", seed=1, classes=CLASSES, **model)
-    assert f"--samples: {colour_samples}: found samples of other weights" in refused(other, COLOUR, colour_samples)
+    assert f"--samples: {colour_samples}: found samples of another tokenizer" in refused(other, COLOUR, colour_samples)
 
 
 def test_a_classifier_that_is_missing_or_not_needed_is_named(

@@ -16,6 +16,7 @@ from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, Objectiv
 from tokenizer.bottlenecks import BottleneckConfig, build_bottleneck
 from tokenizer.bottlenecks.flow_gaussian import FlowGaussianBottleneck, FlowGaussianConfig
 from tokenizer.bottlenecks.full_gaussian import FullGaussianBottleneck, FullGaussianConfig
+from tokenizer.latent_priors.mixture import MixtureConfig, MixturePrior
 from tokenizer.latents import Posterior
 from tokenizer.layers import Sequential
 from tokenizer.posteriors import FullGaussian
@@ -52,6 +53,15 @@ every_flow = pytest.mark.parametrize("name", FLOWS)
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@every_posterior
+def test_it_says_whether_its_kl_has_a_closed_form(name):
+    """Against N(0, 1), and against a mixture, from which no posterior's KL is known."""
+    posterior, bottleneck, _ = make(name)
+    assert posterior.has_closed_form(a_prior(bottleneck)) == (name in CLOSED)
+    mixture = MixturePrior(MixtureConfig(components=2), bottleneck.latent_shapes(GRID)[0])
+    assert not posterior.has_closed_form(bottleneck.joint_prior(mixture, bottleneck))
 
 
 @every_posterior
