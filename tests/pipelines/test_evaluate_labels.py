@@ -118,7 +118,7 @@ def test_an_image_pipeline_is_judged_by_its_own_samples(image_pipeline, tmp_path
     assert report["labels"]["accuracy"] == 1 and report["codebook"] is not None
 
 
-def test_samples_of_another_prior_are_refused(image_pipeline, tmp_path):
+def test_samples_of_another_prior_are_refused(image_pipeline, refused, tmp_path):
     samples = sample(image_pipeline, tmp_path / "samples", SampleRequest(num_images=24))
     other = shutil.copytree(image_pipeline, tmp_path / "other")
     weights = other / "prior" / "model.safetensors"
