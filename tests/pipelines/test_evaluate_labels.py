@@ -126,15 +126,11 @@ def test_samples_of_another_prior_are_refused(image_pipeline, refused, tmp_path)
     assert "--samples: " in (message := refused(other, COLOUR, samples)) and "of another prior" in message
 
 
-def test_real_images_are_grey_as_samples_are_also_for_a_model_of_black_and_white_ones(
-    grey_model, grey_samples, classifier, tmp_path
-):
-    """The likelihood's mean is grey, and so is what the classifier was trained on."""
-    binary = GREY.model_copy(update={"binarize": Binarize(method="dynamic")})
-    report = evaluate_model(grey_model, binary, tmp_path, request_of(grey_samples, classifier))
-    real = open_images(GREY, "test").read_batch(range(12))
-    expected = (load_classifier(classifier)(real.image) == real.label).float().mean().item()
-    assert report["labels"]["real_accuracy"] == pytest.approx(expected)
+def test_labels_are_read_from_full_colours_also_of_a_model_of_binarised_ones(colour_model, colour_samples, tmp_path):
+    """Samples are the likelihood's mean, which is not binary; so are the real images beside them."""
+    binary = COLOUR.model_copy(update={"binarize": Binarize(method="dynamic")})
+    labels = evaluate_model(colour_model, binary, tmp_path, request_of(colour_samples))["labels"]
+    assert (labels["checker"], labels["real_accuracy"]) == ("shapes checker", 1)
 
 
 def test_without_samples_nothing_is_asked_of_labels(colour_model, tmp_path):
