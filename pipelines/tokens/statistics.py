@@ -94,6 +94,6 @@ def refuse_collapsed(dataset: TokenDataset, split: str = "train") -> OverallHeal
         raise UserError(
             f"{dataset.folder}: the codebook has collapsed on split {name!r}: {health.reason} (perplexity "
             f"{health.perplexity:.1f} of {dataset.spec.most_codes} codes, {health.usage:.1%} used). Train the "
-            "tokenizer again (k-means start, restart of dead codes, a smaller codebook), then encode again"
+            "tokenizer again (restart of dead codes, fewer channels, a smaller codebook), then encode again"
         )
     return health
