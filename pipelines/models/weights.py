@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pipelines.base.atomic_files import replacing, sha256_of
 from pipelines.base.errors import UserError
+from tokenizer.options import TRAINING_ONLY
 
 Model = TypeVar("Model", bound=nn.Module)
 Shapes = dict[str, tuple[int, ...]]
@@ -70,7 +71,7 @@ def _shapes_in(path: Path) -> Shapes:
 def _expected_shapes(where: Path, config: BaseModel, build: Callable[[], Model], found: Shapes) -> Shapes:
     """The shape of every tensor of the model that the configuration describes; nothing is allocated."""
     elements = max(ALWAYS_ALLOWED, sum(prod(shape) for shape in found.values()))
-    for key, number in _integers(config.model_dump(mode="json")):
+    for key, number in _integers(config):
         if abs(number) > elements:
             raise UserError(f"{where}: model.{key}: found {number}, more than {WEIGHTS} has numbers in all")
     try:
@@ -95,10 +96,11 @@ def _compare(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping
 
 
 def _integers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer in a configuration, with its key."""
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _integers(value, f"{key}.{name}" if key else str(name))
+    """Every integer in a configuration that may decide a shape, with its key: not those of training alone."""
+    if isinstance(content, BaseModel):
+        for name, field in type(content).model_fields.items():
+            if not any(mark is TRAINING_ONLY for mark in field.metadata):
+                yield from _integers(getattr(content, name), f"{key}.{name}" if key else name)
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _integers(value, key)

@@ -176,7 +176,7 @@ def test_damaged_samples_are_one_message(tmp_path, content):
 
 
 def test_samples_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"samples\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"holds no finished samples \(no samples\.json\)"):
         read_samples(tmp_path)
 
 

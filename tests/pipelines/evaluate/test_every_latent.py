@@ -50,10 +50,10 @@ def test_a_tokenizer_is_measured_shown_and_sampled(name, tmp_path):
     alone = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
     found = measure_images(model, IMAGES, 6, 3, 4, tmp_path, alone)  # type: ignore[arg-type]
     assert len(found) == 6 and finite(found)
-    assert ("nll" in found[0].figures) == ("kl" in model.term_names())
+    assert ("nll" in found[0].figures) == model.is_random
     window = latent_window(model, IMAGES, range(6), 4)
     assert window.means is not None and len(window.means) == 6 and window.rows == list(range(6))
-    assert (window.health is None) == ("kl" not in model.term_names() and model.num_codes is None)
+    assert (window.health is None) == (not model.is_random and model.num_codes is None)
     chosen = choose_images(["0", "1"], PREPROCESS, lambda: IMAGES)
     assert interpolated(model, chosen, InterpolationRequest(pairs=(("0", "1"),), steps=3)).shape == (1, 3, 3, 8, 8)
     if isinstance(window.health, LatentHealth):
