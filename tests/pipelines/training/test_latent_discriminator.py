@@ -16,6 +16,7 @@ from pipelines.recipes.stages import TokenizerRecipe
 from pipelines.train import build_task, train_recipe
 from pipelines.training.latent_regularizers import DISCRIMINATOR_OPTIMIZER
 from pipelines.training.tokenizer_task import TokenizerTask
+from tests.pipelines.training.cut_runs import Cut, cut
 from tests.tokenizer.members import examples, small
 from tokenizer.regularizers import LatentDiscriminatorConfig
 
@@ -55,24 +56,6 @@ def recipe(output: Path, objective: dict[str, Any], **training) -> TokenizerReci
 
 def objective_with(config: Any) -> dict[str, Any]:
     return {"weights": {"nll": 1, "kl": 1, config.term: 2}, "discriminator": config.model_dump()}
-
-
-class Cut(Exception):
-    pass
-
-
-def cut(monkeypatch, step: int) -> None:
-    """Let the next run end before this step."""
-    batches = TokenizerTask.batches
-
-    def some(self, start, rank, world):
-        for number, batch in enumerate(batches(self, start, rank, world), start):
-            if number == step:
-                monkeypatch.setattr(TokenizerTask, "batches", batches)
-                raise Cut
-            yield batch
-
-    monkeypatch.setattr(TokenizerTask, "batches", some)
 
 
 @pytest.mark.parametrize("name", KINDS)

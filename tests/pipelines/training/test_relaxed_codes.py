@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from pipelines.recipes.stages import TokenizerRecipe
 from pipelines.train import train_recipe
-from pipelines.training.tokenizer_task import TokenizerTask
+from tests.pipelines.training.cut_runs import Cut, cut
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +36,6 @@ def recipe(output) -> TokenizerRecipe:
             "training": {"steps": 9, "batch_size": 8, "validate_every": 3, "save_every": 2, "log_every": 1},
         }
     )
-
-
-class Cut(Exception):
-    pass
-
-
-def cut(monkeypatch, step: int) -> None:
-    """Let the next run end before this step."""
-    batches = TokenizerTask.batches
-
-    def some(self, start, rank, world):
-        for number, batch in enumerate(batches(self, start, rank, world), start):
-            if number == step:
-                monkeypatch.setattr(TokenizerTask, "batches", batches)
-                raise Cut
-            yield batch
-
-    monkeypatch.setattr(TokenizerTask, "batches", some)
 
 
 def test_a_cut_run_ends_with_the_bits_of_a_whole_one(tmp_path, monkeypatch):
