@@ -1,14 +1,12 @@
 """The samples of a model and what tells their labels, for `smalti evaluate`: a mistake is found before any work."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from pipelines.base.atomic_files import sha256_of
-from pipelines.base.errors import UserError
+from pipelines.base.errors import UserError, prefixed
 from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.label_accuracy import LabelAccuracy, label_accuracy, label_checker
 from pipelines.evaluate.samples import Samples, read_samples
@@ -52,13 +50,13 @@ def open_label_check(
         if classifier is not None:
             raise UserError(f"--classifier: found {classifier} without --samples, whose labels it tells; expected both")
         return None
-    with _named("--samples"):
+    with prefixed("--samples: "):
         found = read_samples(samples)
         _check_samples(found, tokenizer, images)
         _check_weights(found, tokenizer)
     # Samples are what the likelihood expects: grey, also of a model that was trained on black and white.
     prepared = data.model_copy(update={"preprocess": tokenizer.preprocess, "binarize": None})
-    with _named("--classifier"):
+    with prefixed("--classifier: "):
         label_checker(prepared, found.classes or (), classifier)
     return LabelCheck(found, prepared, classifier)
 
@@ -83,12 +81,3 @@ def _check_weights(samples: Samples, tokenizer: LoadedTokenizer) -> None:
     for part, path in expected.items():
         if samples.weights.get(part) != sha256_of(path / "model.safetensors"):
             raise UserError(f"{samples.folder}: found samples of another {part}, expected those of {path}")
-
-
-@contextmanager
-def _named(option: str) -> Iterator[None]:
-    """Put the name of an option before a message."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from error

@@ -1,11 +1,9 @@
 """What a pipeline can refuse before its first stage is trained: numbers and data that a later stage cannot use."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 from pipelines.base.distributed import check_precision
-from pipelines.base.errors import UserError
+from pipelines.base.errors import UserError, prefixed
 from pipelines.data import open_images
 from pipelines.evaluate.classifier import SMALLEST_IMAGE, ClassifierTask
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
@@ -54,12 +52,12 @@ def check_models_and_data(recipe: PipelineRecipe) -> None:
     _check_labels(recipe, classes)
     _check_prior(recipe, cast(Autoencoder, task.phases["tokenizer"].phase.model), classes)
     if (classifier := classifier_recipe(recipe)) is not None:
-        with _named("evaluate.classifier"):
+        with prefixed("evaluate.classifier."):
             ClassifierTask(classifier)
 
 
 def _check_training(stage: str, training: TrainingConfig, processes: int) -> None:
-    with _named(stage):
+    with prefixed(f"{stage}."):
         check_precision(training.precision)
         check_trackers(training.trackers)
         check_batch_size(training, processes)
@@ -85,15 +83,6 @@ def _check_prior(recipe: PipelineRecipe, model: Autoencoder, classes: list[str] 
             f"tokenizer.model.bottleneck.kind: found {model.config.bottleneck.kind!r}, which has no codes; the prior "
             "needs a discrete one, such as vq or fsq"
         )
-    with _named("prior"):
+    with prefixed("prior."):
         num_classes = len(classes) if classes else None
         build_config(model.code_grids, num_classes, stage.condition_dropout, stage.transformer, stage.training)
-
-
-@contextmanager
-def _named(stage: str) -> Iterator[None]:
-    """Put the name of a stage's block before the key that an error names."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{stage}.{error}") from error
