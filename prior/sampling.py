@@ -24,14 +24,15 @@ from prior.token_prior import TokenPrior
 class SamplingRequest:
     """A batch of images to draw, one per seed.
 
-    `condition` holds labels (b,) or longer conditions (b, c); None is the null condition. `prompt_codes` fixes the
-    first n0 codes of each image, in the order in which they are drawn.
+    `condition` holds labels (b,) or longer conditions (b, c); None is the null condition. `kept_codes`
+    fixes the first m codes of each image, in the order in which they are drawn, but for those that are -1, which are
+    drawn as all later ones are. A draw depends on the codes before it alone, not on kept ones after it.
     """
 
     seeds: Sequence[int]
     condition: Int[Tensor, "b ..."] | None = None
     options: SamplingOptions = field(default_factory=SamplingOptions)
-    prompt_codes: Int[Tensor, "b n0"] | None = None
+    kept_codes: Int[Tensor, "b m"] | None = None
 
     def check(self, prior: TokenPrior) -> None:
         """Raise ValueError for what does not fit the prior or itself."""
@@ -53,11 +54,11 @@ class SamplingRequest:
         for seed in self.seeds:
             if not 0 <= seed < 2**64:
                 raise ValueError(f"seeds must lie in [0, 2^64), found {seed}")
-        if (prompt := self.prompt_codes) is not None:
-            if len(prompt) != len(self.seeds) or prompt.shape[1] > length:
-                found, expected = tuple(prompt.shape), f"({len(self.seeds)}, at most {length})"
-                raise ValueError(f"prompt_codes has the shape {found}, expected {expected}")
-            check_codes(prompt, prior.vocabulary, "prompt_codes")
+        if (kept := self.kept_codes) is not None:
+            if len(kept) != len(self.seeds) or kept.shape[1] > length:
+                found, expected = tuple(kept.shape), f"({len(self.seeds)}, at most {length})"
+                raise ValueError(f"kept_codes has the shape {found}, expected {expected}")
+            check_codes(kept.masked_fill(kept == -1, 0), prior.vocabulary, "kept_codes")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Step:
 @dataclass(frozen=True)
 class GenerationOutput:
     """Whole images. `logprobs` are those of the conditional model as trained, in nats: at temperature 1, without
-    filters or guidance, so that their sum is the log-likelihood of the image whatever the options; prompts included.
+    filters or guidance, so that their sum is the log-likelihood of the image whatever the options; those of kept codes
+    included.
     """
 
     codes: Int[Tensor, " b *axes"]
@@ -107,7 +109,7 @@ def generate_naive(
 
 
 def stream(prior: TokenPrior, request: SamplingRequest, *, decoder: CachedDecoder | None = None) -> Iterator[Step]:
-    """`generate`, one position at a time (those of the prompt too). The request is checked at once."""
+    """`generate`, one position at a time (kept ones too). The request is checked at once."""
     request.check(prior)
     if decoder is not None and not decoder.matches(prior):
         raise ValueError("the decoder was built from another prior, or its weights have changed since")
@@ -166,8 +168,9 @@ def _prefixes(prior: TokenPrior, request: SamplingRequest) -> list[Int[Tensor, "
 @torch.inference_mode()  # while a step is computed, and not in the code that consumes the steps
 def _steps(source: _CachedSource | _NaiveSource, prior: TokenPrior, request: SamplingRequest) -> Iterator[Step]:
     length, sizes, options = prior.vocabulary.code_length, prior.vocabulary.code_sizes, request.options
-    prompt = torch.empty(len(request.seeds), 0) if request.prompt_codes is None else request.prompt_codes
-    prompt = prompt.to(prior.device, torch.long)
+    kept = torch.empty(len(request.seeds), 0) if request.kept_codes is None else request.kept_codes
+    kept = kept.to(prior.device, torch.long)
+    prompt = kept[:, : _num_kept_first(kept)]
     noise = None
     if options.do_sample:
         noise = GumbelNoise(request.seeds, length, prior.vocabulary.most_codes, prior.device)
@@ -179,9 +182,16 @@ def _steps(source: _CachedSource | _NaiveSource, prior: TokenPrior, request: Sam
     for position in range(prompt.shape[1], length):
         logits = process_logits(branches[0], options, *branches[1:])
         codes = _most_likely(logits, None if noise is None else noise.at(position)[:, : sizes[position]])
+        if position < kept.shape[1]:
+            codes = torch.where(kept[:, position] < 0, codes, kept[:, position])
         yield Step(position, codes, _logprob(branches[0], codes))
         if position + 1 < length:
             branches = source.step(codes)
+
+
+def _num_kept_first(kept: Int[Tensor, "b m"]) -> int:
+    """How many positions are kept in every image before the first that is drawn in one: they need a single pass."""
+    return int((kept >= 0).all(dim=0).long().cumprod(dim=0).sum())
 
 
 def _most_likely(logits: Float[Tensor, "b k"], noise: Float[Tensor, "b k"] | None) -> Int[Tensor, " b"]:

@@ -131,9 +131,19 @@ def test_a_prompt_may_end_anywhere(levels, make_prior):
     prior = make_prior(levels=levels)
     codes = random_codes(prior.vocabulary, 2)
     for given in range(prior.vocabulary.code_length + 1):
-        request = SamplingRequest(range(2), prompt_codes=codes[:, :given])
+        request = SamplingRequest(range(2), kept_codes=codes[:, :given])
         naive, fast = generate_naive(prior, request), generate(prior, request)
         assert torch.equal(fast.codes, naive.codes) and torch.equal(naive.codes[:, :given], codes[:, :given])
+
+
+@every_vocabulary
+def test_codes_of_every_level_can_be_kept(levels, make_prior):
+    prior = make_prior(levels=levels)
+    codes = random_codes(prior.vocabulary, 2)
+    drawn = torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    request = SamplingRequest(range(2), kept_codes=codes.flatten(1).masked_fill(drawn.flatten(1), -1))
+    naive, fast = generate_naive(prior, request), generate(prior, request)
+    assert torch.equal(fast.codes, naive.codes) and torch.equal(naive.codes[~drawn], codes[~drawn])
 
 
 @every_vocabulary

@@ -104,6 +104,50 @@ def test_generation_from_its_own_prefix_completes_the_same_image(make_prior):
     assert torch.equal(generate(prior, SamplingRequest(SEEDS, LABELS, SamplingOptions(), prefix)).codes, whole.codes)
 
 
+def scattered(codes, seed=0):
+    """Codes (b, n), of which about a half, chosen for each image apart, are to be drawn."""
+    chance = torch.rand(codes.shape, generator=torch.Generator().manual_seed(seed))
+    return codes.masked_fill(chance < 0.5, -1)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_codes_that_are_kept_anywhere_stay_and_both_paths_agree(make_prior, fixed_shapes, grid, choice):
+    prior = make_prior(grid=grid)
+    kept = scattered(torch.randint(0, 11, (3, 12)))
+    request = SamplingRequest(SEEDS, LABELS, CHOICES[choice], kept)
+    fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
+    assert torch.equal(fast.codes.flatten(1)[kept >= 0], kept[kept >= 0])
+    assert torch.equal(fast.codes, generate_naive(prior, request).codes)
+    torch.testing.assert_close(fast.logprobs, sequence_logprobs(prior, fast.codes, LABELS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_nothing_kept_is_a_new_image(make_prior, sampler):
+    prior, nothing = make_prior(), torch.full((3, 12), -1)
+    expected = sampler(prior, SamplingRequest(SEEDS, LABELS))
+    assert torch.equal(sampler(prior, SamplingRequest(SEEDS, LABELS, kept_codes=nothing)).codes, expected.codes)
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_a_draw_does_not_see_the_codes_that_are_kept_after_it(make_prior, sampler):
+    prior, kept = make_prior(), torch.full((3, 12), -1)
+    kept[:, 6:] = torch.randint(0, 11, (3, 6))
+    expected = sampler(prior, SamplingRequest(SEEDS, LABELS)).codes.flatten(1)
+    assert torch.equal(
+        sampler(prior, SamplingRequest(SEEDS, LABELS, kept_codes=kept)).codes.flatten(1)[:, :6], expected[:, :6]
+    )
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_a_draw_sees_the_codes_that_are_kept_before_it(make_prior, sampler):
+    prior = make_prior()
+    whole = sampler(prior, SamplingRequest(SEEDS, LABELS)).codes
+    kept = scattered(whole.flatten(1))
+    assert torch.equal(sampler(prior, SamplingRequest(SEEDS, LABELS, kept_codes=kept)).codes, whole)
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_logprobs_are_the_likelihood_whatever_the_options(make_prior, choice):
     prior = make_prior()
@@ -216,9 +260,10 @@ def test_autocast_does_not_reach_the_decode_path(make_prior):
         (None, SamplingOptions(), (-1,), None, r"seeds must lie in \[0, 2\^64\), found -1"),
         (None, SamplingOptions(), (10**23,), None, r"seeds must lie in \[0, 2\^64\), found 100000"),
         (LABELS, SamplingOptions(), (0,), None, "label: found 3 rows for 1 images"),
-        (None, SamplingOptions(), (0,), torch.zeros(2, 1, dtype=torch.long), r"prompt_codes has the shape \(2, 1\)"),
+        (None, SamplingOptions(), (0,), torch.zeros(2, 1, dtype=torch.long), r"kept_codes has the shape \(2, 1\)"),
         (None, SamplingOptions(), (0,), torch.zeros(1, 13, dtype=torch.long), r"expected \(1, at most 12\)"),
-        (None, SamplingOptions(), (0,), torch.full((1, 1), 11), r"prompt_codes must lie in \[0, 11\), found 11"),
+        (None, SamplingOptions(), (0,), torch.full((1, 1), 11), r"kept_codes must lie in \[0, 11\), found 11"),
+        (None, SamplingOptions(), (0,), torch.full((1, 1), -2), r"kept_codes must lie in \[0, 11\), found -2"),
     ],
 )
 @pytest.mark.parametrize("sampler", [generate, generate_naive])
