@@ -2,6 +2,12 @@
 
 from prior.baselines import BaselineBits, CountBaselines
 from prior.cached_decoder import CachedDecoder
+from prior.completion import (
+    choose_candidates,
+    effective_candidates,
+    importance_log_weights,
+    kept_after_a_draw,
+)
 from prior.logits import SamplingOptions, process_logits
 from prior.objective import PriorPhase, sequence_bits, sequence_logprobs
 from prior.ranking import most_likely, order_by_likelihood
@@ -25,9 +31,13 @@ __all__ = [
     "TokenPrior",
     "TransformerConfig",
     "Vocabulary",
+    "choose_candidates",
     "codes_to_tokens",
+    "effective_candidates",
     "generate",
     "generate_naive",
+    "importance_log_weights",
+    "kept_after_a_draw",
     "most_likely",
     "order_by_likelihood",
     "process_logits",
