@@ -2,6 +2,7 @@
 
 from prior.baselines import BaselineBits, CountBaselines
 from prior.cached_decoder import CachedDecoder
+from prior.captions import CaptionTokenizer
 from prior.completion import (
     choose_candidates,
     effective_candidates,
@@ -20,6 +21,7 @@ from prior.vocabulary import Segment, Vocabulary
 __all__ = [
     "BaselineBits",
     "CachedDecoder",
+    "CaptionTokenizer",
     "CountBaselines",
     "GenerationOutput",
     "PriorConfig",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from prior.token_prior import TokenPrior
+from prior.token_prior import PriorConfig, TokenPrior
 
 
 class PriorPhase(nn.Module):
@@ -22,17 +22,30 @@ class PriorPhase(nn.Module):
         """Mean cross-entropy in nats per code of `batch["codes"]` (b, *axes), given `batch["label"]` (b,): -1 where
         an image has none.
 
+        A prior with captions is given `batch["caption"]` (b, length) instead: -1 where a caption has no word. Its loss
+        is `text_weight` times the cross-entropy per position of the caption and 1 - `text_weight` times the one per
+        code (arXiv 2102.12092, section 2.2). The first position of a caption is given, not predicted.
+
         Raises ValueError when a conditional prior finds no condition in the batch; an unconditional one ignores it.
         """
-        vocabulary, codes = self.model.vocabulary, batch["codes"]
-        condition, name = None, vocabulary.condition.name
-        if vocabulary.conditional:
-            if name not in batch:
-                raise ValueError(f"a prior conditional on {name!r} needs it in each batch, found {sorted(batch)}")
-            condition = batch[name]
-        logits = self.model(codes, condition)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten().long())
-        return loss, {"loss": loss.detach(), "bits_per_token": loss.detach() / math.log(2)}
+        config, codes, condition = self.model.config, batch["codes"], self._condition(batch)
+        if not config.text_weight or config.vocabulary.condition.length == 1:
+            loss = _image_loss(self.model(codes, condition), codes)
+            return loss, _metrics(loss, loss)
+        prefix = self.model.prefix(condition, len(codes), codes.device)
+        text_logits, code_logits = self.model.stream_logits(prefix, codes)
+        text_loss, image_loss = text_cross_entropy(text_logits, prefix, config), _image_loss(code_logits, codes)
+        loss = config.text_weight * text_loss + (1 - config.text_weight) * image_loss
+        return loss, _metrics(loss, image_loss) | {"text_loss": text_loss.detach()}
+
+    def _condition(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        vocabulary = self.model.vocabulary
+        if not vocabulary.conditional:
+            return None
+        name = vocabulary.condition.name
+        if name not in batch:
+            raise ValueError(f"a prior conditional on {name!r} needs it in each batch, found {sorted(batch)}")
+        return batch[name]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters of the prior, by name."""
@@ -40,6 +53,31 @@ class PriorPhase(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""
+
+
+def text_cross_entropy(
+    logits: Float[Tensor, "b c1 w"], prefix: Int[Tensor, "b c"], config: PriorConfig
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats per predicted position of the condition `prefix`, by its logits.
+
+    Without `predict_pads` a position chooses from the words alone, and the mean is over those that hold one.
+    """
+    words = config.vocabulary.condition.size
+    targets = prefix[:, 1:].clamp(max=words)  # a position's own pad has the last logit
+    if config.predict_pads:
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    total = F.cross_entropy(
+        logits[..., :words].flatten(0, 1).float(), targets.flatten(), ignore_index=words, reduction="sum"
+    )
+    return total / (targets < words).sum().clamp(min=1)
+
+
+def _image_loss(logits: Float[Tensor, "b n k"], codes: Integer[Tensor, " b *axes"]) -> Float[Tensor, ""]:
+    return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten().long())
+
+
+def _metrics(loss: Float[Tensor, ""], image_loss: Float[Tensor, ""]) -> dict[str, Tensor]:
+    return {"loss": loss.detach(), "bits_per_token": image_loss.detach() / math.log(2)}
 
 
 def sequence_logprobs(

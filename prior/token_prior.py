@@ -24,6 +24,11 @@ class PriorConfig(BaseModel):
     transformer: TransformerConfig = TransformerConfig()
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     """Probability that a training image's condition is replaced by the null condition, which guidance needs."""
+    text_weight: float = Field(default=1 / 8, ge=0, lt=1)
+    """Weight of the loss of the caption; the loss of the codes has the rest (arXiv 2102.12092, section 2.2). A prior
+    without a caption has the loss of the codes alone."""
+    predict_pads: bool = True
+    """Whether the caption's loss counts pads. Otherwise it is the loss of the words, normalised by their number."""
 
 
 class TokenPrior(nn.Module):
@@ -60,15 +65,31 @@ class TokenPrior(nn.Module):
         In training mode a condition is dropped with probability `condition_dropout`. Raises ValueError for another
         grid, for codes or conditions out of range, and for a condition given to an unconditional prior.
         """
-        prefix = condition_tokens(self.vocabulary, condition, len(codes), codes.device)
-        if self.training and condition is not None:
-            prefix = drop_condition(prefix, self.vocabulary, self.config.condition_dropout)
+        prefix = self.prefix(condition, len(codes), codes.device)
         return self.logits(prefix, codes_to_tokens(codes, self.vocabulary)[:, :-1])
+
+    def prefix(self, condition: Int[Tensor, "b ..."] | None, batch: int, device: torch.device) -> Int[Tensor, "b c"]:
+        """The ids of each image's condition, dropped in training mode; raises ValueError as `forward`."""
+        prefix = condition_tokens(self.vocabulary, condition, batch, device)
+        if self.training and condition is not None:
+            return drop_condition(prefix, self.vocabulary, self.config.condition_dropout)
+        return prefix
 
     def logits(self, prefix: Int[Tensor, "b c"], tokens: Int[Tensor, "b m"]) -> Float[Tensor, "b n k"]:
         """Logits of all n codes, given the ids of the condition and of the first m = n - 1 codes."""
         hidden = self.network(torch.cat([prefix, tokens], dim=1))
         return self.network.code_logits(hidden[:, prefix.shape[1] - 1 :])
+
+    def stream_logits(
+        self, prefix: Int[Tensor, "b c"], codes: Integer[Tensor, " b *axes"]
+    ) -> tuple[Float[Tensor, "b c1 w"], Float[Tensor, "b n k"]]:
+        """Logits of the condition after its first position, and of all codes: what one pass says of both.
+
+        The last of the w logits is that of the position's own pad, where the condition has pads.
+        """
+        hidden = self.network(torch.cat([prefix, codes_to_tokens(codes, self.vocabulary)[:, :-1]], dim=1))
+        text, image = hidden.tensor_split([prefix.shape[1] - 1], dim=1)
+        return self.network.text_logits(text), self.network.code_logits(image)
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:

@@ -112,6 +112,18 @@ class Transformer(nn.Module):
             x = block(x, angles)
         return self.final_norm(x)
 
+    def text_logits(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n w"]:
+        """Logits of positions 1 to n of the condition; `hidden` are the states that predict them.
+
+        A position chooses from the values of the segment and, where it has pads, from its own pad, which comes last.
+        """
+        condition, weight = self.vocabulary.condition, self.to_logits.weight
+        logits = F.linear(hidden, weight[: condition.size])
+        if not condition.pads:
+            return logits
+        pads = weight[condition.size : condition.num_ids][1:]  # the first position is given
+        return torch.cat([logits, (hidden * pads).sum(-1, keepdim=True)], dim=-1)
+
     def code_heads(self) -> list[Float[Tensor, "q k d"]]:
         """The maps from hidden states to logits: for each level of codes, one matrix for each quantizer."""
         levels = self.vocabulary.codes

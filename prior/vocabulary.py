@@ -11,7 +11,8 @@ class Segment(BaseModel):
     """Consecutive positions of one kind: a label, a caption, or the codes of an image.
 
     Each position holds a value in [0, size). Positions run through `shape` in raster order and, within a cell, through
-    the quantizers. Every quantizer has `size` ids of its own.
+    the quantizers. Every quantizer has `size` ids of its own. With `pads` a position without a value holds a pad. Each
+    position has a pad of its own; the ids of pads come after those of all values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,6 +21,7 @@ class Segment(BaseModel):
     size: PositiveInt
     shape: tuple[PositiveInt, ...] = Field(default=(1,), min_length=1)
     num_quantizers: PositiveInt = 1
+    pads: bool = False
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -33,15 +35,16 @@ class Segment(BaseModel):
 
     @property
     def num_ids(self) -> int:
-        return self.size * self.num_quantizers
+        return self.size * self.num_quantizers + (self.length if self.pads else 0)
 
 
 class Vocabulary(BaseModel):
     """An ordered tuple of segments: first the condition, then the codes, which the prior draws one after the other: one
     segment, or one for each level of codes, coarse to fine.
 
-    Ids run through the segments in order. The largest value of the condition's segment is the null condition, which
-    stands for an absent one: an unconditional prior has a condition segment of size 1.
+    Ids run through the segments in order. The null condition stands for an absent one. Of a caption it is the one that
+    is all pads; of a segment without pads it is the largest value: an unconditional prior has a condition segment of
+    size 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,18 +63,22 @@ class Vocabulary(BaseModel):
         cls, levels: Sequence[tuple[int, tuple[int, int, int]]], num_classes: int | None = None
     ) -> "Vocabulary":
         """A label as above, then levels of codes, coarse to fine: number of codes and (h, w, q) grid of each."""
-        label = Segment(name="label", size=(num_classes or 0) + 1)
-        names = ["codes"] if len(levels) == 1 else [f"codes {i}" for i in range(1, len(levels) + 1)]
-        codes = [
-            Segment(name=name, size=size, shape=grid[:2], num_quantizers=grid[2])
-            for name, (size, grid) in zip(names, levels, strict=True)
-        ]
-        return cls(segments=(label, *codes))
+        return cls(segments=(Segment(name="label", size=(num_classes or 0) + 1), *_code_segments(levels)))
+
+    @classmethod
+    def of_caption_and_levels(
+        cls, levels: Sequence[tuple[int, tuple[int, int, int]]], num_words: int, caption_length: int
+    ) -> "Vocabulary":
+        """A caption of `caption_length` words or pads, out of `num_words` words, then levels of codes as above."""
+        caption = Segment(name="caption", size=num_words, shape=(caption_length,), pads=True)
+        return cls(segments=(caption, *_code_segments(levels)))
 
     @model_validator(mode="after")
     def _check_condition(self) -> "Vocabulary":
         if self.condition.num_quantizers != 1:
             raise ValueError(f"the condition has one id per value, got {self.condition.num_quantizers} quantizers")
+        if padded := [segment.name for segment in self.codes if segment.pads]:
+            raise ValueError(f"codes have no pads, got them in {', '.join(padded)}")
         return self
 
     @property
@@ -126,17 +133,25 @@ class Vocabulary(BaseModel):
     @property
     def conditional(self) -> bool:
         """Whether there is any condition beside the null condition."""
-        return self.condition.size > 1
+        return self.num_conditions > 0
+
+    @property
+    def num_conditions(self) -> int:
+        """How many values a position of the condition may hold, beside what stands for an absent one."""
+        return self.condition.size - (not self.condition.pads)
 
     @property
     def num_classes(self) -> int | None:
-        """Number of conditions beside the null condition; None for an unconditional prior."""
-        return self.condition.size - 1 if self.conditional else None
+        """Number of labels; None for an unconditional prior and for one that reads captions."""
+        one_of_several = self.conditional and self.condition.length == 1 and not self.condition.pads
+        return self.num_conditions if one_of_several else None
 
     @property
-    def null(self) -> int:
-        """The id of the null condition, which is also its value."""
-        return self.condition.size - 1
+    def null_condition(self) -> tuple[int, ...]:
+        """The id that stands for an absent value at each position of the condition; all of them: the null condition."""
+        if not self.condition.pads:
+            return (self.num_conditions,) * self.condition.length
+        return tuple(range(self.condition.size, self.condition.num_ids))
 
     @property
     def size(self) -> int:
@@ -165,7 +180,7 @@ class Vocabulary(BaseModel):
 
     @property
     def id_ranges(self) -> tuple[range, ...]:
-        """The ids that each position may take."""
+        """The ids of the values that each position may take; a caption may also take its pads (`null_condition`)."""
         sizes = [segment.size for segment in self.segments for _ in range(segment.length)]
         return tuple(range(offset, offset + size) for offset, size in zip(self.offsets, sizes, strict=True))
 
@@ -173,3 +188,12 @@ class Vocabulary(BaseModel):
     def first_predicted_id(self) -> int:
         """No position predicts the ids below this one. The first position is given, and a label has no other."""
         return self.condition.num_ids if self.condition.length == 1 else 0
+
+
+def _code_segments(levels: Sequence[tuple[int, tuple[int, int, int]]]) -> list[Segment]:
+    """Of each level, coarse to fine: number of codes and (h, w, q) grid."""
+    names = ["codes"] if len(levels) == 1 else [f"codes {i}" for i in range(1, len(levels) + 1)]
+    return [
+        Segment(name=name, size=size, shape=grid[:2], num_quantizers=grid[2])
+        for name, (size, grid) in zip(names, levels, strict=True)
+    ]

@@ -39,7 +39,7 @@ def test_a_dropped_condition_is_the_null_condition():
 def test_conditions_are_dropped_as_often_as_asked():
     vocabulary = Vocabulary.of_labels_and_codes(5, (2, 2, 1), 3)
     torch.manual_seed(0)
-    dropped = drop_condition(torch.full((20_000, 1), 0), vocabulary, 0.1) == vocabulary.null
+    dropped = drop_condition(torch.full((20_000, 1), 0), vocabulary, 0.1) == vocabulary.null_condition[0]
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.01)
 
 

@@ -31,12 +31,12 @@ def test_only_ids_that_some_position_predicts_have_a_logit(condition, first):
 def test_the_null_condition_is_no_label():
     vocabulary = Vocabulary.of_labels_and_codes(7, (2, 3, 2), num_classes=3)
     assert vocabulary == Vocabulary(segments=(LABEL, CODES))
-    assert (vocabulary.null, vocabulary.num_classes, vocabulary.conditional) == (3, 3, True)
+    assert (vocabulary.null_condition, vocabulary.num_classes, vocabulary.conditional) == ((3,), 3, True)
 
 
 def test_an_unconditional_vocabulary_knows_the_null_condition_alone():
     vocabulary = Vocabulary.of_labels_and_codes(7, (2, 3, 2))
-    assert (vocabulary.null, vocabulary.num_classes, vocabulary.conditional) == (0, None, False)
+    assert (vocabulary.null_condition, vocabulary.num_classes, vocabulary.conditional) == ((0,), None, False)
 
 
 def test_it_survives_json():
