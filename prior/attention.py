@@ -5,18 +5,22 @@ level a code attends to the cells of the grid that the layer allows, and there t
 itself. Levels coarser than its own it sees whole, like the condition.
 """
 
+import math
+from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from prior.vocabulary import Vocabulary
 
 Mask = Bool[Tensor, "n n"] | None
 """True where a query (row) may attend to a key (column). None: to everything before it, on the fast path of SDPA."""
+
+T = TypeVar("T")
 
 MOST_POSITIONS = 2**14  # whose mask takes 256 MiB
 
@@ -80,6 +84,33 @@ class PatternAttention(_Options):
 
 
 Attention = Annotated[LayerAttention | Dalle1Attention | PatternAttention, Field(discriminator="kind")]
+
+
+class LayerMasks(nn.Module):
+    """The mask of each layer. Layers with the same mask hold one tensor, also after a move to another device."""
+
+    def __init__(self, masks: Sequence[Mask]):
+        super().__init__()
+        distinct = {id(mask): mask for mask in masks if mask is not None}
+        for index, mask in enumerate(distinct.values()):
+            self.register_buffer(f"mask_{index}", mask, persistent=False)
+        self.of_layer = [None if mask is None else list(distinct).index(id(mask)) for mask in masks]
+
+    @property
+    def distinct(self) -> list[Bool[Tensor, "n n"]]:
+        return list(self.buffers())
+
+    def for_layers(self, of_masks: Sequence[T]) -> list[T | None]:
+        """For each layer the entry of `of_masks`, in the order of `distinct`, that is of its mask; None without one."""
+        return [None if index is None else of_masks[index] for index in self.of_layer]
+
+
+def attention_bias(mask: Bool[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
+    """What is added to the logits of attention: 0, and -inf where the mask is False.
+
+    SDPA would make it of a mask itself, in every layer anew and for each image and head.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
 
 
 def layer_attention(attention: Attention, depth: int) -> list[LayerAttention]:

@@ -11,7 +11,8 @@ faster on a CPU. With fixed shapes it attends to the whole cache under a row of 
 on the device: the kernels of all steps that share a level and a quantizer are the same, so that a CUDA graph can
 replay them.
 
-A step reads those keys alone that the mask of a layer shows it, where they are few.
+A step reads those keys alone that the mask of a layer shows it, where they are few. Rows that begin with the same
+prompt share its pass.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from prior.attention import attention_bias
 from prior.positions import rotary_angles
 from prior.sequence import code_offsets
 from prior.token_prior import TokenPrior
@@ -48,6 +50,14 @@ class FewKeys:
         return cls(places, valid, counts)
 
 
+@dataclass(frozen=True, eq=False)
+class LayerKeys:
+    """The keys that each position attends to; layers with the same mask have the same object."""
+
+    mask: Bool[Tensor, "n n"]
+    few: FewKeys | None
+
+
 @dataclass(frozen=True)
 class BlockWeights:
     """Weights of one layer, transposed to (in, out), the layout in which a product with few rows is fastest.
@@ -59,8 +69,7 @@ class BlockWeights:
     out: Float[Tensor, "heads_d d"]
     up: Float[Tensor, "2 d f"]
     down: Float[Tensor, "f d"]
-    mask: Bool[Tensor, "n n"] | None
-    few: FewKeys | None
+    keys: LayerKeys | None
 
 
 class CachedDecoder:
@@ -85,7 +94,9 @@ class CachedDecoder:
         self.positions = None if network.positions is None else network.positions.table().detach()
         self.rotation = self._rotation(prior.device) if network.rotary_dim else None
         self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=prior.device).tril()
-        self.blocks = [self._block(block) for block in network.blocks]
+        keys = network.masks.for_layers([LayerKeys(mask, FewKeys.of(mask)) for mask in network.masks.distinct])
+        self.blocks = [_block_weights(block, each) for block, each in zip(network.blocks, keys, strict=True)]
+        self.keys = list(dict.fromkeys(keys))  # of all layers, each once
         self.code_heads = [_folded(network.final_norm, head) for level in network.code_heads() for head in level]
         self.position = torch.zeros(1, dtype=torch.long, device=prior.device)
         self.caches: list[Tensor] = []
@@ -98,26 +109,37 @@ class CachedDecoder:
         return self._weights == _identity(prior)
 
     @torch.no_grad()
-    def prefill(self, prefix: Int[Tensor, "b c"], codes: Int[Tensor, "b m"]) -> Float[Tensor, "b m+1 k"]:
-        """Logits of the first m + 1 codes, given the ids of each row's condition and its first m codes; -inf for codes
-        that the level of a position does not have.
+    def prefill(
+        self, prefix: Int[Tensor, "p c"], codes: Int[Tensor, "p m"], rows: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "p m+1 k"]:
+        """Logits of the first m + 1 codes, given the ids of each prompt's condition and its first m codes; -inf for
+        codes that the level of a position does not have.
 
-        Starts a new batch.
+        Starts a new batch, of one row for each prompt, or whose rows continue the prompts of these numbers.
         """
         tokens = torch.cat([prefix, codes + self.offsets[: codes.shape[1]]], dim=1)
-        rows, self.filled = tokens.shape
+        prompts, self.filled = tokens.shape
         self.batch += 1
-        self._allocate(rows)
+        self._allocate(prompts if rows is None else len(rows))
+        caches = self.caches if rows is None else self._buffers(prompts, self.filled)
         x = F.embedding(tokens, self.embedding)
         with torch.autocast(x.device.type, enabled=False):
-            hidden = self._advance(x.flatten(0, 1), _Slice(0, self.filled)).view(rows, self.filled, -1)
-            predicting = hidden[:, prefix.shape[1] - 1 :]
-            logits = hidden.new_full((rows, codes.shape[1] + 1, self.vocabulary.most_codes), -torch.inf)
-            tables = torch.tensor(self.places[: codes.shape[1] + 1])
-            for table, head in enumerate(self.code_heads):
-                here = (tables == table).nonzero().squeeze(1).to(hidden.device)
-                logits[:, here, : head.shape[1]] = predicting[:, here] @ head
+            hidden = self._advance(x.flatten(0, 1), _Slice(0, self.filled), caches).view(prompts, self.filled, -1)
+            logits = self._prompt_logits(hidden[:, prefix.shape[1] - 1 :])
+        if rows is not None:
+            for cache, shared in zip(self.caches, caches, strict=True):
+                cache[:, :, :, : self.filled] = shared.index_select(0, rows)
         self.position.fill_(self.filled)
+        return logits
+
+    def _prompt_logits(self, hidden: Float[Tensor, "p m d"]) -> Float[Tensor, "p m k"]:
+        """Logits of the first m codes."""
+        rows, length, _ = hidden.shape
+        logits = hidden.new_full((rows, length, self.vocabulary.most_codes), -torch.inf)
+        tables = torch.tensor(self.places[:length])
+        for table, head in enumerate(self.code_heads):
+            here = (tables == table).nonzero().squeeze(1).to(hidden.device)
+            logits[:, here, : head.shape[1]] = hidden[:, here] @ head
         return logits
 
     @torch.no_grad()
@@ -127,27 +149,30 @@ class CachedDecoder:
         x = F.embedding(codes, self.tables[self.places[place]])
         with torch.autocast(x.device.type, enabled=False):
             if self.fixed_shapes:
-                hidden = self._advance(x, _DevicePosition(self.position, self.causal))
+                hidden = self._advance(x, _DevicePosition(self.position, self.causal), self.caches)
                 self.position.add_(1)
             else:
-                hidden = self._advance(x, _Slice(self.filled, self.filled + 1))
+                hidden = self._advance(x, _Slice(self.filled, self.filled + 1), self.caches)
             self.filled += 1
             return torch.mm(hidden, self.code_heads[self.places[place + 1]])
 
-    def _advance(self, x: Float[Tensor, "bm d"], places: "_Slice | _DevicePosition") -> Float[Tensor, "bm d"]:
+    def _advance(
+        self, x: Float[Tensor, "bm d"], places: "_Slice | _DevicePosition", caches: list[Tensor]
+    ) -> Float[Tensor, "bm d"]:
         """The normalised hidden states of the next positions of every row; x is changed in place."""
-        rows = self.caches[0].shape[0]
+        rows = caches[0].shape[0]
         rotation = None if self.rotation is None else [places.rows(table) for table in self.rotation]
         if self.positions is not None:
             x.view(rows, -1, x.shape[-1]).add_(places.rows(self.positions))
-        for block, cache in zip(self.blocks, self.caches, strict=True):
+        attended = {keys: places.attended(keys, x.dtype) for keys in self.keys}
+        for block, cache in zip(self.blocks, caches, strict=True):
             qkv = torch.bmm(_normalized(x).expand(3, -1, -1), block.qkv)
             qkv = qkv.view(3, rows, -1, *self.head_shape).permute(1, 0, 3, 2, 4)
             if rotation is not None:
                 _rotate_(qkv[:, :2], *rotation)
             places.write(cache, qkv[:, 1:])
-            attended = places.attend(qkv[:, 0], cache, block)
-            x.addmm_(attended.transpose(1, 2).reshape(x.shape[0], -1), block.out)
+            heads = attended[block.keys].attend(qkv[:, 0], cache)
+            x.addmm_(heads.transpose(1, 2).reshape(x.shape[0], -1), block.out)
             up, gate = torch.bmm(_normalized(x).expand(2, -1, -1), block.up)
             x.addmm_(F.silu(gate).mul_(up), block.down)
         return _normalized(x)
@@ -155,38 +180,36 @@ class CachedDecoder:
     def _allocate(self, rows: int) -> None:
         """Buffers of zeros: an undefined number times a weight of zero may be NaN."""
         if not self.caches or self.caches[0].shape[0] != rows:
-            shape = (
-                rows,
-                2,
-                self.head_shape[0],
-                self.length,
-                self.head_shape[1],
-            )  # keys and values together: one write a step
             with torch.inference_mode(False):  # a batch outside of inference mode may use them too
-                self.caches = [self.embedding.new_zeros(shape) for _ in self.blocks]
+                self.caches = self._buffers(rows, self.length)
         elif self.fixed_shapes:
             for cache in self.caches:
                 cache.zero_()
 
-    def _block(self, block) -> BlockWeights:
-        attention, feedforward = block.attention, block.feedforward
-        glu, down = feedforward.ff[0], feedforward.ff[-1]
-        mask = None if block.mask is None else block.mask & self.causal
-        qkv = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
-        return BlockWeights(
-            qkv=torch.stack([_folded(block.attention_norm, weight) for weight in qkv]),
-            out=attention.to_out.weight.t().contiguous(),
-            up=torch.stack([_folded(block.feedforward_norm, weight) for weight in glu.proj.weight.chunk(2)]),
-            down=down.weight.t().contiguous(),
-            mask=mask,
-            few=None if mask is None else FewKeys.of(mask),
-        )
+    def _buffers(self, rows: int, length: int) -> list[Float[Tensor, "b 2 h n d"]]:
+        """Of each layer, keys and values together: one write a step."""
+        heads, dim = self.head_shape
+        return [self.embedding.new_zeros(rows, 2, heads, length, dim) for _ in self.blocks]
 
     def _rotation(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and signed sin of every position in float32, (n, head_dim), pairs interleaved."""
         angles = rotary_angles(self.length, self.head_shape[1], device)
         signs = torch.tensor([-1.0, 1.0], device=device).repeat(self.head_shape[1] // 2)
         return angles.cos(), angles.sin() * signs
+
+
+@dataclass(frozen=True)
+class _Attended:
+    """What new positions attend to in all layers with one mask: some places of the cache, under a bias."""
+
+    places: slice | Int[Tensor, " s"]
+    bias: Float[Tensor, "m s"] | None = None
+    is_causal: bool = False
+
+    def attend(self, query: Float[Tensor, "b h m d"], cache: Float[Tensor, "b 2 h n d"]) -> Float[Tensor, "b h m d"]:
+        seen = cache[:, :, :, self.places] if isinstance(self.places, slice) else cache.index_select(3, self.places)
+        keys, values = seen.unbind(1)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.bias, is_causal=self.is_causal)
 
 
 class _Slice:
@@ -201,22 +224,20 @@ class _Slice:
     def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h m d"]) -> None:
         cache[:, :, :, self.start : self.end] = new
 
-    def attend(self, query: Tensor, cache: Tensor, block: BlockWeights) -> Float[Tensor, "b h m d"]:
-        single = self.end - self.start == 1  # without a mask it attends to all that is filled
-        if single and block.few is not None:
-            keys, values = cache.index_select(3, block.few.places[self.start, : block.few.counts[self.start]]).unbind(1)
-            return F.scaled_dot_product_attention(query, keys, values)
-        keys, values = cache[:, :, :, : self.end].unbind(1)
-        mask = None if block.mask is None else block.mask[self.start : self.end, : self.end]
-        is_causal = mask is None and not single
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=is_causal)
+    def attended(self, keys: LayerKeys | None, dtype: torch.dtype) -> _Attended:
+        single, filled = self.end - self.start == 1, slice(0, self.end)
+        if keys is None:  # a single position attends to all that is filled
+            return _Attended(filled, is_causal=not single)
+        if single and keys.few is not None:
+            return _Attended(keys.few.places[self.start, : keys.few.counts[self.start]])
+        return _Attended(filled, attention_bias(keys.mask[self.start : self.end, : self.end], dtype))
 
 
 class _DevicePosition:
     """One position that only the device knows; shapes and kernels do not depend on it."""
 
     def __init__(self, position: Int[Tensor, "1"], causal: Bool[Tensor, "n n"]):
-        self.position, self.filled = position, causal.index_select(0, position)
+        self.position, self.causal = position, causal
 
     def rows(self, table: Float[Tensor, "n d"]) -> Float[Tensor, "1 d"]:
         return table.index_select(0, self.position)
@@ -224,13 +245,25 @@ class _DevicePosition:
     def write(self, cache: Float[Tensor, "b 2 h n d"], new: Float[Tensor, "b 2 h 1 d"]) -> None:
         cache.index_copy_(3, self.position, new)
 
-    def attend(self, query: Tensor, cache: Tensor, block: BlockWeights) -> Float[Tensor, "b h 1 d"]:
-        if block.few is not None:
-            cache = cache.index_select(3, block.few.places.index_select(0, self.position).squeeze(0))
-            row = block.few.valid.index_select(0, self.position)
-        else:
-            row = self.filled if block.mask is None else block.mask.index_select(0, self.position)
-        return F.scaled_dot_product_attention(query, cache[:, 0], cache[:, 1], attn_mask=row)
+    def attended(self, keys: LayerKeys | None, dtype: torch.dtype) -> _Attended:
+        if keys is not None and keys.few is not None:
+            places = keys.few.places.index_select(0, self.position).squeeze(0)
+            return _Attended(places, attention_bias(keys.few.valid.index_select(0, self.position), dtype))
+        mask = self.causal if keys is None else keys.mask
+        return _Attended(slice(None), attention_bias(mask.index_select(0, self.position), dtype))
+
+
+def _block_weights(block, keys: LayerKeys | None) -> BlockWeights:
+    attention, feedforward = block.attention, block.feedforward
+    glu, down = feedforward.ff[0], feedforward.ff[-1]
+    qkv = (attention.to_q.weight, attention.to_k.weight, attention.to_v.weight)
+    return BlockWeights(
+        qkv=torch.stack([_folded(block.attention_norm, weight) for weight in qkv]),
+        out=attention.to_out.weight.t().contiguous(),
+        up=torch.stack([_folded(block.feedforward_norm, weight) for weight in glu.proj.weight.chunk(2)]),
+        down=down.weight.t().contiguous(),
+        keys=keys,
+    )
 
 
 def _identity(prior: TokenPrior) -> list[tuple[int, int]]:

@@ -26,7 +26,8 @@ class SamplingRequest:
 
     `condition` holds labels (b,) or longer conditions (b, c); None is the null condition. `kept_codes`
     fixes the first m codes of each image, in the order in which they are drawn, but for those that are -1, which are
-    drawn as all later ones are. A draw depends on the codes before it alone, not on kept ones after it.
+    drawn as all later ones are. A draw depends on the codes before it alone, not on kept ones after it. Images that
+    begin with the same condition and codes, as the candidates of a caption do, share one pass over them in `generate`.
     """
 
     seeds: Sequence[int]
@@ -124,9 +125,14 @@ class _CachedSource:
         self.branches, self.batch = len(self.prefix) // len(request.seeds), 0
 
     def start(self, prompt: Int[Tensor, "b m"]) -> tuple[Tensor, ...]:
-        logits = self.decoder.prefill(self.prefix, prompt.repeat(self.branches, 1))
+        prompts = torch.cat([self.prefix, prompt.repeat(self.branches, 1)], dim=1)
+        distinct, rows = prompts.unique(dim=0, return_inverse=True)
+        if len(distinct) == len(prompts):
+            distinct, rows = prompts, None
+        prefix, codes = distinct.tensor_split([self.prefix.shape[1]], dim=1)
+        logits = self.decoder.prefill(prefix, codes, rows)
         self.batch = self.decoder.batch
-        return logits.chunk(self.branches)
+        return (logits if rows is None else logits.index_select(0, rows)).chunk(self.branches)
 
     def step(self, codes: Int[Tensor, " b"]) -> tuple[Tensor, ...]:
         if self.decoder.batch != self.batch:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from prior.attention import Attention, FullAttention, Mask
+from prior.attention import Attention, FullAttention, LayerMasks, Mask, attention_bias
 from prior.positions import AxialPositions, rotary_angles
 from prior.vocabulary import Vocabulary
 
@@ -51,7 +51,7 @@ class TransformerConfig(BaseModel):
 class Block(nn.Module):
     """Pre-norm causal attention, then a pre-norm SwiGLU feed-forward, each added to its input."""
 
-    def __init__(self, config: TransformerConfig, mask: Mask):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
         # The gain is 1 + g: weight decay draws it to 1.
         self.attention_norm = _x_transformers().RMSNorm(config.dim, unit_offset=True)
@@ -74,15 +74,17 @@ class Block(nn.Module):
             dropout=config.dropout,
         )
         self.feedforward.ff[0].proj.register_parameter("bias", None)  # no_bias leaves this one
-        self.mask: Tensor | None
-        self.register_buffer("mask", mask, persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "b m d"], angles: Float[Tensor, "1 m e"] | None = None
+        self,
+        x: Float[Tensor, "b m d"],
+        angles: Float[Tensor, "1 m e"] | None = None,
+        bias: Float[Tensor, "m m"] | None = None,
     ) -> Float[Tensor, "b m d"]:
-        mask = None if self.mask is None else self.mask[: x.shape[1], : x.shape[1]]
+        """`bias` is added to the logits of attention; it hides later positions too. None: it hides nothing else."""
         rotary = None if angles is None else (angles, 1.0)
-        x = x + self.attention(self.attention_norm(x), attn_mask=mask, rotary_pos_emb=rotary)
+        causal = bias is None
+        x = x + self.attention(self.attention_norm(x), attn_bias=bias, causal=causal, rotary_pos_emb=rotary)
         return x + self.feedforward(self.feedforward_norm(x))
 
 
@@ -97,7 +99,8 @@ class Transformer(nn.Module):
         self.positions = AxialPositions(config.dim, vocabulary) if config.positions == "learned" else None
         self.rotary_dim = config.head_dim if config.positions == "rotary" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, mask) for mask in masks)
+        self.masks = LayerMasks(masks)
+        self.blocks = nn.ModuleList(Block(config) for _ in masks)
         self.final_norm = _x_transformers().RMSNorm(config.dim, unit_offset=True)
         self.to_logits = nn.Linear(config.dim, vocabulary.size - vocabulary.first_predicted_id, bias=False)
 
@@ -108,9 +111,16 @@ class Transformer(nn.Module):
             x = x + self.positions.table()[: x.shape[1]]
         x = self.dropout(x)
         angles = rotary_angles(x.shape[1], self.rotary_dim, x.device)[None] if self.rotary_dim else None
-        for block in self.blocks:
-            x = block(x, angles)
+        for block, bias in zip(self.blocks, self._biases(x), strict=True):
+            x = block(x, angles, bias)
         return self.final_norm(x)
+
+    def _biases(self, x: Float[Tensor, "b m d"]) -> list[Float[Tensor, "m m"] | None]:
+        """What each layer adds to its logits of attention, in the dtype in which these are computed."""
+        device, length = x.device.type, x.shape[1]
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        biases = [attention_bias(mask[:length, :length], dtype) for mask in self.masks.distinct]
+        return self.masks.for_layers(biases)
 
     def text_logits(self, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n w"]:
         """Logits of positions 1 to n of the condition; `hidden` are the states that predict them.

@@ -32,7 +32,8 @@ def check_memory(wanted: int, what: str) -> None:
 
 
 def check_model_size(build: Callable[[], object], what: str, copies: int = TRAINING_COPIES) -> None:
-    """Build a module without memory and refuse it where `copies` of its weights are more than the machine holds.
+    """Build a module without memory and refuse it where `copies` of its weights, and its buffers, are more than the
+    machine holds.
 
     Raises:
         UserError: too large, a size that no tensor can have, or options that the module refuses.
@@ -50,8 +51,8 @@ def check_model_size(build: Callable[[], object], what: str, copies: int = TRAIN
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
     assert isinstance(module, nn.Module)
-    tensors = [*module.parameters(), *module.buffers()]
-    check_memory(copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors), what)
+    weights = sum(parameter.nbytes for parameter in module.parameters())
+    check_memory(copies * weights + sum(buffer.nbytes for buffer in module.buffers()), what)
 
 
 def _gigabytes(number: int) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prior import PriorConfig, Segment, TokenPrior, TransformerConfig, Vocabulary
+from prior.attention import LayerMasks
 
 
 @pytest.fixture
@@ -42,10 +43,9 @@ def make_prior() -> Callable[..., TokenPrior]:
                     parameter.normal_(std=0.2)
             prior.network.to_logits.weight.mul_(sharpen)
         if window is not None:
-            seen = torch.ones(vocabulary.length - 1, vocabulary.length - 1, dtype=torch.bool).triu(1 - window)
+            seen = torch.ones(vocabulary.length - 1, vocabulary.length - 1, dtype=torch.bool).tril().triu(1 - window)
             seen[:, 0] = True
-            for block in prior.network.blocks[1::2]:
-                block.mask = seen
+            prior.network.masks = LayerMasks([seen if i % 2 else None for i in range(len(prior.network.blocks))])
         return prior
 
     return make

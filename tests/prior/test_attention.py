@@ -173,9 +173,18 @@ def test_layers_of_one_kind_share_a_mask():
     assert first is third and first is not second
 
 
+def test_layers_of_one_kind_share_a_mask_on_every_device_and_in_the_decoder(make_prior):
+    prior = make_prior(attention=Dalle1Attention(), depth=6)  # rows, columns, and a window
+    assert [len(keys.mask) for keys in CachedDecoder(prior).keys] == [12] * 3
+    masks = prior.to("meta").network.masks
+    first, second, third, *_ = masks.for_layers(masks.distinct)
+    assert first is third and first is not second and first.device.type == "meta"
+    assert [len(mask) for mask in prior.network.buffers() if mask.dtype == torch.bool] == [12] * 3
+
+
 def test_full_attention_is_the_default_and_needs_no_mask(make_prior):
     assert TransformerConfig.model_validate({"dim": 32}).attention == FullAttention()
-    assert [block.mask for block in make_prior().network.blocks] == [None, None]
+    assert make_prior().network.masks.for_layers([]) == [None, None]
 
 
 def test_masks_are_no_part_of_the_weights(make_prior):
@@ -229,8 +238,7 @@ def test_decoded_logits_are_those_of_the_modules(make_prior, monkeypatch, attent
     captions, sequence = torch.randint(0, 7, (3, 3)), torch.randint(0, 11, (3, 12))
     expected = prior(sequence.view(3, *grid), captions)
     for decoder in (CachedDecoder(prior, False), CachedDecoder(prior, True)):
-        assert all(block.few is None for block in decoder.blocks if block.mask is None or not few)
-        assert all(block.few is not None for block in decoder.blocks if block.mask is not None and few)
+        assert all((keys.few is not None) == bool(few) for keys in decoder.keys if keys is not None)
         for start in (4, 0):
             prefilled = decoder.prefill(captions, sequence[:, :start])
             stepped = [decoder.step(sequence[:, i]) for i in range(start, 11)]
@@ -279,8 +287,8 @@ def test_a_recorded_step_of_fixed_shapes_replays_at_every_position(make_prior, m
 def test_few_keys_are_gathered_where_that_is_less_than_to_read_all(make_prior):
     prior = make_prior(grid=(9, 8, 1), attention=PatternAttention(layers=(ColumnAttention(), RowAttention())))
     wide = make_prior(grid=(4, 4, 1), attention=ColumnAttention())
-    assert [block.few is not None for block in CachedDecoder(prior).blocks] == [True, True]
-    assert [block.few is not None for block in CachedDecoder(wide).blocks] == [False, False]
+    assert [keys.few is not None for keys in CachedDecoder(prior).keys] == [True, True]
+    assert [keys.few is not None for keys in CachedDecoder(wide).keys] == [False]
 
 
 @every_attention

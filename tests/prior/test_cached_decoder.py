@@ -48,6 +48,23 @@ def test_a_recorded_step_of_fixed_shapes_replays_at_every_position(make_prior, g
     torch.testing.assert_close(torch.stack(replayed, 1), expected[:, 1:], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_rows_that_share_a_prompt_go_on_from_what_it_leaves_alone(make_prior, fixed_shapes, window):
+    prior = make_prior(caption=5, window=window)
+    prompts, codes = torch.randint(0, 7, (2, 5)), torch.randint(0, 11, (2, 3))
+    rows = torch.tensor([1, 0, 1, 1])
+    decoder, expected = CachedDecoder(prior, fixed_shapes), CachedDecoder(prior, fixed_shapes)
+    logits = decoder.prefill(prompts, codes, rows)
+    assert torch.equal(logits, expected.prefill(prompts, codes))
+    for found, alone in zip(decoder.caches, expected.caches, strict=True):
+        assert torch.equal(found, alone[rows])
+    after = torch.randint(0, 11, (4, 6))
+    expected.prefill(prompts[rows], codes[rows])
+    for step in after.unbind(1):
+        torch.testing.assert_close(decoder.step(step), expected.step(step), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("fixed_shapes", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("positions", POSITIONS)

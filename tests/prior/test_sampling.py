@@ -370,3 +370,31 @@ def test_captions_are_conditions_too(make_prior, fixed_shapes, positions, window
     fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
     assert torch.equal(fast.codes, generate_naive(prior, request).codes)
     torch.testing.assert_close(fast.logprobs, sequence_logprobs(prior, fast.codes, captions), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_candidates_share_the_pass_of_their_prompt_and_equal_separate_calls(
+    make_prior, monkeypatch, fixed_shapes, choice
+):
+    prior = make_prior(caption=5)
+    captions = torch.randint(0, 7, (2, 5), generator=torch.Generator().manual_seed(0))[[0, 1, 0, 0, 1]]
+    decoder, passes = CachedDecoder(prior, fixed_shapes), []
+    advance = decoder._advance
+    monkeypatch.setattr(decoder, "_advance", lambda x, *rest: (passes.append(len(x)), advance(x, *rest))[1])
+    drawn = generate(prior, SamplingRequest(range(5), captions, CHOICES[choice]), decoder=decoder)
+    guided = CHOICES[choice].guided
+    assert passes == [(3 if guided else 2) * 5] + [(10 if guided else 5)] * 11  # two captions, and the null caption
+    for seed in range(5):
+        alone = generate(prior, SamplingRequest([seed], captions[seed : seed + 1], CHOICES[choice]), decoder=decoder)
+        assert torch.equal(alone.codes[0], drawn.codes[seed])
+        torch.testing.assert_close(alone.logprobs[0], drawn.logprobs[seed], atol=1e-5, rtol=0)
+
+
+def test_images_of_one_caption_with_other_first_codes_have_a_pass_each(make_prior):
+    prior = make_prior(caption=5)
+    captions, first = torch.zeros(3, 5, dtype=torch.long), torch.tensor([[1, 2], [3, 4], [1, 2]])
+    request = SamplingRequest(range(3), captions, SamplingOptions(), first)
+    drawn = generate(prior, request)
+    assert torch.equal(drawn.codes.flatten(1)[:, :2], first)
+    assert torch.equal(drawn.codes, generate_naive(prior, request).codes)

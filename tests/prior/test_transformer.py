@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from prior import PriorConfig, TokenPrior, TransformerConfig, codes_to_tokens, sequence_logprobs
+from prior.attention import LayerMasks
 from prior.conditioning import condition_tokens
 from tests.prior.transformer_wrapper import transformer_wrapper
 from tests.prior.variants import GRIDS, POSITIONS
@@ -117,8 +118,8 @@ def test_every_layer_follows_its_own_mask(make_prior, positions, flash):
     logits = prior(torch.randint(0, 11, (1, 3, 4, 1)), torch.tensor([1]))
     hook.remove()
     reach = torch.eye(12)
-    for block in prior.network.blocks:
-        layer = torch.ones(12, 12).tril() * (1 if block.mask is None else block.mask)
+    for mask in prior.network.masks.for_layers(prior.network.masks.distinct):
+        layer = torch.ones(12, 12).tril() if mask is None else mask.float()
         reach = reach + layer @ reach
     for position in range(12):
         (gradient,) = torch.autograd.grad(logits[0, position].square().sum(), embedded, retain_graph=True)
@@ -127,8 +128,7 @@ def test_every_layer_follows_its_own_mask(make_prior, positions, flash):
 
 def test_a_mask_that_hides_everything_but_a_token_itself_leaves_it_alone(make_prior):
     prior = make_prior(positions="rotary", depth=2, window=1)
-    for block in prior.network.blocks:
-        block.mask = torch.eye(12, dtype=torch.bool)
+    prior.network.masks = LayerMasks([torch.eye(12, dtype=torch.bool)] * 2)
     codes = torch.randint(0, 11, (1, 3, 4, 1))
     other = codes.clone()
     other[0, 0, 0, 0] = (other[0, 0, 0, 0] + 1) % 11

@@ -20,6 +20,17 @@ def test_a_model_that_is_too_large_is_refused(width):
         check_model_size(lambda: nn.Linear(width, width), "the model")
 
 
+def test_buffers_are_counted_once_and_not_as_weights_are():
+    def build(size):
+        module = nn.Linear(3, 3)
+        module.register_buffer("mask", torch.empty(size, dtype=torch.bool))
+        return module
+
+    check_model_size(lambda: build(machine_memory() // 2), "the model")
+    with pytest.raises(UserError, match="the model"):
+        check_model_size(lambda: build(2 * machine_memory()), "the model")
+
+
 def test_a_small_model_is_built_without_memory_and_without_random_numbers():
     before = torch.get_rng_state()
     check_model_size(lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout()), "the model")
