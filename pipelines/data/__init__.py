@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.base.errors import UserError
 from pipelines.data.augment import Augment
 from pipelines.data.binarize import Binarize
+from pipelines.data.composition import CompositionConfig, CompositionSplits
 from pipelines.data.dataset import Example, ImageBatch, ImageDataset, PixelBatch, Unreadable
 from pipelines.data.huggingface import HuggingFaceConfig, HuggingFaceSplits
 from pipelines.data.loader import ordered_batches, training_loader
@@ -22,6 +23,7 @@ __all__ = [
     "SPLITS",
     "Augment",
     "Binarize",
+    "CompositionConfig",
     "DataConfig",
     "Example",
     "HuggingFaceConfig",
@@ -41,7 +43,9 @@ __all__ = [
     "training_loader",
 ]
 
-SourceConfig = Annotated[ShapesConfig | TorchvisionConfig | HuggingFaceConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    ShapesConfig | CompositionConfig | TorchvisionConfig | HuggingFaceConfig, Field(discriminator="kind")
+]
 
 
 RESOURCES = ("workers", "cache_bytes", "cache_file_bytes")  # of DataConfig; they change no image
@@ -87,6 +91,8 @@ def open_splits(config: SourceConfig, size: int, max_pixels: int) -> ImageSplits
     match config:
         case ShapesConfig():
             return ShapesSplits(config, size)
+        case CompositionConfig():
+            return CompositionSplits(config, size)
         case TorchvisionConfig():
             return TorchvisionSplits(config, max_pixels)
         case HuggingFaceConfig():

@@ -16,6 +16,6 @@ def read_factors(images: ImageDataset, rows: Indices) -> Factors:
     if found is None:
         raise UserError(
             "data.source: found no ground-truth factors, expected columns named in factor_columns (huggingface), or "
-            "two_object_fraction: 0 (shapes)"
+            "two_object_fraction: 0 (shapes), relation_fraction: 0 and count_fraction: 0 (composition)"
         )
     return found

@@ -114,6 +114,9 @@ def build_example(name: str, request: pytest.FixtureRequest) -> DataConfig:
     match name:
         case "shapes":
             source, mode, size = {"kind": "shapes", "train": 30, "validation": 9, "test": 8}, "RGB", 32
+        case "composition":
+            shares = {"relation_fraction": 0.3, "count_fraction": 0.2, "paraphrases": True}
+            source, mode, size = {"kind": name, "train": 30, "validation": 9, "test": 8, **shares}, "RGB", 32
         case "fashion" | "fashion resized":
             source = {**torchvision, "name": "FashionMNIST", "root": str(path("fashion"))}
             mode, size = ("L", 28) if name == "fashion" else ("RGB", 32)
@@ -141,6 +144,7 @@ def build_example(name: str, request: pytest.FixtureRequest) -> DataConfig:
 
 EXAMPLES = {
     "shapes": ["shapes"],
+    "composition": ["composition"],
     "torchvision": ["fashion", "fashion resized", "fake"],
     "huggingface": ["parquet", "folder", "class folders", "partly labelled"],
 }
