@@ -15,10 +15,13 @@ from pipelines.recipes.command_options import (
     Draws,
     Finite,
     MaxImages,
+    NumImages,
     Output,
     Overrides,
     Overwrite,
     PrintConfig,
+    Prompt,
+    Prompts,
     Recipe,
     Split,
     Tokenizer,
@@ -115,8 +118,10 @@ def sample(
         ),
     ],
     output: Output,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     label: Annotated[list[str] | None, typer.Option(help="class name or number; may be repeated [all in turn]")] = None,
-    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all")] = 64,
+    num_images: NumImages = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="image i depends on the seed and i alone")] = 0,
     temperature: Annotated[Finite, typer.Option(callback=finite, help="[the image pipeline's own, as below]")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")] = None,
@@ -133,8 +138,9 @@ def sample(
 ) -> None:
     """Draw new images: tokens or latents from the prior, then pixels.
 
-    Example: smalti sample runs/shapes --label "red circle" -n 16 --output drawn
+    Example: smalti sample runs/shapes --prompt "a small red circle" -n 16 --output drawn
     """
+    from pipelines.recipes.data_arguments import prompts_of
     from pipelines.sample import SampleRequest
     from pipelines.sample import sample as command
 
@@ -147,8 +153,15 @@ def sample(
         "do_sample": False if greedy else None,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    labels = tuple(label) if label else None
-    request = SampleRequest(labels=labels, num_images=num_images, seed=seed, batch_size=batch_size, options=options)
+    captions = prompts_of(prompt, prompts)
+    request = SampleRequest(
+        prompts=captions,
+        labels=tuple(label) if label else None,
+        num_images=num_images or max(64, len(captions or ())),
+        seed=seed,
+        batch_size=batch_size,
+        options=options,
+    )
     command(model, output, request, overwrite)
 
 

@@ -273,9 +273,16 @@ def _prior_facts(loaded: LoadedPrior) -> Facts:
     return [
         ("network", f"{_count(loaded.model)} parameters"),
         ("tokens", f"{spec.tokens_per_image} of {grids_text(spec.code_grids)}"),
-        ("classes", shortened(loaded.classes)),
+        *_prior_condition_facts(loaded),
         ("tokenizer", f"{spec.tokenizer.kind}, fingerprint {spec.tokenizer.fingerprint[:12]}…"),
     ]
+
+
+def _prior_condition_facts(loaded: LoadedPrior) -> Facts:
+    if loaded.captions is None:
+        return [("classes", shortened(loaded.classes))]
+    length = loaded.model.vocabulary.condition.length
+    return [("captions", f"of at most {length} tokens, {loaded.captions.num_words:,} different ones")]
 
 
 def _classifier_facts(loaded: LoadedClassifier) -> Facts:

@@ -30,13 +30,17 @@ from pipelines.evaluate.overview_rows import overview_rows
 from pipelines.evaluate.report import FIGURES, Report, is_complete, place_figure, print_report, write_report
 from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate.token_bits import token_bits
+from pipelines.models.captions import CAPTIONS
 from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_folder
+from pipelines.models.conditions import ImageCondition
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_pipeline_folder import IMAGE_PIPELINE, PARTS, read_generation_config
 from pipelines.recipes.pipeline import PipelineRecipe
 from pipelines.recipes.pipeline_checks import check_models_and_data, check_numbers, classifier_recipe
 from pipelines.reconstruct import RECONSTRUCTIONS, ReconstructionRequest, reconstruct
 from pipelines.sample import SAMPLES, SampleRequest, sample
+from pipelines.tokens.captions import distinct_captions
+from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.folder import TOKEN_DATASET
 from pipelines.train import train_recipe
 from pipelines.training.config import BOOKKEEPING
@@ -231,17 +235,29 @@ class Chain:
             ImageGenerationPipeline(tokenizer, prior, options).save_pretrained(folder, overwrite=True)
 
     def _holds_these_models(self, folder: Path) -> bool:
-        weights = [(resolve_folder(self.root / part), folder / part) for part in PARTS]
+        parts = [(resolve_folder(self.root / part), folder / part) for part in PARTS]
         try:
-            same = all(_same_file(ours / "model.safetensors", theirs / "model.safetensors") for ours, theirs in weights)
+            names = ("model.safetensors", CAPTIONS)
+            files = [(ours / name, theirs / name) for ours, theirs in parts for name in names]
+            same = all(_same_file(*pair) for pair in files if pair[0].is_file())
             return same and read_generation_config(folder) == self.recipe.sample.options
         except UserError:
             return False
 
     def sample(self) -> None:
         wanted = self.recipe.sample
-        request = SampleRequest(num_images=wanted.num_images, seed=wanted.seed, batch_size=wanted.batch_size)
+        request = SampleRequest(
+            prompts=self.prompts(), num_images=wanted.num_images, seed=wanted.seed, batch_size=wanted.batch_size
+        )
         sample(self.root / "image_pipeline", self.root / "samples", request, replace_others=True)
+
+    def prompts(self) -> tuple[str, ...] | None:
+        """The captions to draw; None where the prior reads none, or where no held-out image has one."""
+        wanted = self.recipe.sample
+        if self.recipe.prior.condition != "caption" or wanted.prompts is not None:
+            return wanted.prompts
+        held_out = TokenDataset.open(self.root / "tokens").split(self.recipe.evaluate.split)
+        return tuple(distinct_captions(held_out, wanted.num_images)) or None
 
     def reconstruct(self) -> None:
         chosen, target = self.recipe.evaluate, self.root / "reconstructions"
@@ -272,10 +288,17 @@ class Chain:
         """What the pipeline does, in one figure: images, codes, reconstructions; new codes and new images."""
         pipeline = ImageGenerationPipeline.from_pretrained(self.root / "image_pipeline", self.accelerator.device)
         images = open_images(self.recipe.tokenizer.data, self.recipe.evaluate.split)
-        shown = images.read_batch(range(min(OVERVIEW_ROWS, len(images)))).image
-        labels = [i % (pipeline.num_classes or 1) for i in range(len(shown))] if pipeline.num_classes else []
-        rows = overview_rows(pipeline, shown, labels, self.recipe.sample.seed)
+        shown = images.read_batch(range(min(OVERVIEW_ROWS, len(images))))
+        conditions = [self._condition(pipeline, i, row.text) for i, row in enumerate(shown.metadata)]
+        rows = overview_rows(pipeline, shown.image, conditions, self.recipe.sample.seed)
         draw_overview(self.root / "overview.png", rows, [grid.num_codes for grid in pipeline.prior.spec.code_grids])
+
+    @staticmethod
+    def _condition(pipeline: ImageGenerationPipeline, index: int, caption: str | None) -> ImageCondition:
+        """Of the sample beside the image of that index: its caption, or the labels in turn."""
+        if pipeline.takes_captions:
+            return ImageCondition(prompt=caption or "")
+        return ImageCondition(index % pipeline.num_classes if pipeline.num_classes else None)
 
     def _label_accuracy(self) -> dict[str, Any]:
         chosen, samples = self.recipe.evaluate, read_samples(self.root / "samples")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.evaluate.samples import draw_samples, image_name, read_note
+from pipelines.models.conditions import ImageCondition
 from pipelines.models.hub import local_folder
 from pipelines.models.image_samplers import ImageSampler, open_sampler
 from pipelines.models.image_seeds import image_seeds
@@ -29,13 +30,14 @@ SAMPLES = OutputKind("samples", "smalti sample", owned=("samples.json", "images/
 
 
 class SampleRequest(BaseModel):
-    """`num_images` images of `labels` in turn (None: of every class, if the model has classes).
+    """`num_images` images of `prompts` or of `labels` in turn (neither: of every class, if the model has classes).
 
     `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own; a continuous tokenizer has
     none. `batch_size` bounds memory and changes no image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    prompts: tuple[str, ...] | None = None
     labels: tuple[Label, ...] | None = None
     num_images: int = Field(default=64, ge=1, le=10_000_000)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -45,9 +47,9 @@ class SampleRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Plan:
-    """Every image of a request: its label and the name of its file; and what all of them depend on."""
+    """Every image of a request: its prompt or label and the name of its file; and what all of them depend on."""
 
-    labels: Sequence[int | None]  # image i has labels[i % len(labels)]
+    conditions: Sequence[ImageCondition]  # image i has conditions[i % len(conditions)]
     names: Sequence[str]
     identity: dict[str, Any]
 
@@ -55,8 +57,8 @@ class Plan:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
-    def label(self, index: int) -> int | None:
-        return self.labels[index % len(self.labels)]
+    def condition(self, index: int) -> ImageCondition:
+        return self.conditions[index % len(self.conditions)]
 
 
 def sample(
@@ -68,8 +70,8 @@ def sample(
 ) -> Path:
     """Write the images into `output/images/`, the overview `samples.png`, and last `samples.json`.
 
-    Image i depends on its label, the seed and i: neither on their number, nor on the batch size or the number of
-    processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none.
+    Image i depends on its prompt or label, the seed and i: neither on their number, nor on the batch size or the number
+    of processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none.
     `folder` is what `ImageGenerationPipeline.from_pretrained` takes, or the run or model folder of a continuous
     tokenizer, which draws from its latent prior. `replace_others`: samples of another request make
     room, where they would be refused otherwise, and so do images beyond `num_images`.
@@ -108,20 +110,19 @@ def sample(
 
 
 def make_plan(sampler: ImageSampler, request: SampleRequest) -> Plan:
-    """What is to be drawn. UserError for labels and options that the sampler does not take."""
-    labels: list[int | None] = [None]
-    if request.labels is not None:
-        labels = sampler.label_numbers(request.labels)
-    elif sampler.num_classes is not None:
-        labels = list(range(sampler.num_classes))
-    names = [image_name(i, labels[i % len(labels)], sampler.classes) for i in range(request.num_images)]
+    """What is to be drawn. UserError for prompts, labels and options that the sampler does not take."""
+    conditions = sampler.conditions(request.prompts, request.labels)
+    titles = [each.title(sampler.classes) for each in conditions]
+    names = [image_name(i, titles[i % len(titles)]) for i in range(request.num_images)]
     identity = {
         "weights": {part: sha256_of(path) for part, path in sampler.weights.items()},
-        "options": sampler.options(labels[0] is not None),
-        "labels": labels,
+        "options": sampler.options(not conditions[0].is_null),
+        "labels": [each.label for each in conditions],
         "seed": request.seed,
     }
-    return Plan(labels, names, identity)
+    if request.prompts is not None:
+        identity |= {"labels": None, "prompts": list(request.prompts)}
+    return Plan(conditions, names, identity)
 
 
 def _draw(
@@ -135,10 +136,10 @@ def _draw(
     with progress(len(pending) * units, "sample", unit, visible=accelerator.is_main_process) as meter:
         for start in range(0, len(pending), request.batch_size):
             part = pending[start : start + request.batch_size]
-            labels = [plan.label(index) for index in part]
-            images, logprobs = sampler.draw(labels, [seeds[index] for index in part], meter.advance)
-            for index, logprob in zip(part, logprobs.tolist(), strict=True):
-                note = {"index": index, "label": plan.label(index), "seed": seeds[index], "logprob": round(logprob, 3)}
+            conditions = [plan.condition(index) for index in part]
+            images, logprobs = sampler.draw(conditions, [seeds[index] for index in part], meter.advance)
+            for index, known, logprob in zip(part, conditions, logprobs.tolist(), strict=True):
+                note = {"index": index, **asdict(known), "seed": seeds[index], "logprob": round(logprob, 3)}
                 notes[index] = note | {"request": plan.digest}
             texts = [{"smalti": json.dumps(notes[index])} for index in part]
             save_images([output / plan.names[index] for index in part], images, texts)
@@ -149,12 +150,12 @@ def _complete(output: Path, plan: Plan, notes: dict[int, dict[str, Any]], classe
     """The overview, then samples.json, whose presence means that every image is there."""
     entries = []
     for index, name in enumerate(plan.names):
-        label = plan.label(index)
-        kept = {key: notes[index][key] for key in ("index", "label", "seed", "logprob")}
-        title = classes[label] if classes and label is not None else None
-        entries.append({"file": name, **kept, "label_name": title})
-    titles = [entry["label_name"] or "" for entry in entries]
-    draw_samples(output / "samples.png", [output / name for name in plan.names], titles, len(plan.labels))
+        known = plan.condition(index)
+        drawn = {key: notes[index][key] for key in ("index", "seed", "logprob")}
+        label_name = known.title(classes) if classes and known.label is not None else None
+        entries.append({"file": name, **drawn, **asdict(known), "label_name": label_name})
+    titles = [plan.condition(index).title(classes) for index in range(len(entries))]
+    draw_samples(output / "samples.png", [output / name for name in plan.names], titles, len(plan.conditions))
     content = {"request": plan.identity, "classes": list(classes) if classes else None, "images": entries}
     write_json(output / "samples.json", content)
 

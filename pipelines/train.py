@@ -8,15 +8,18 @@ from pipelines.base.recipe_files import dump
 from pipelines.evaluate.classifier import ClassifierTask
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.image_likelihood import pixels_are_known
+from pipelines.models.captions import CAPTIONS, read_captions
+from pipelines.models.checkpoint import PriorFolder, read_config
 from pipelines.recipes.advice import advice
 from pipelines.recipes.stages import PriorRecipe, Recipe, TokenizerRecipe
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.training.image_digests import image_digests
-from pipelines.training.prior_task import Conditioning, PriorTask
+from pipelines.training.prior_task import PriorTask
 from pipelines.training.run import train_run
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.task import TrainingTask
 from pipelines.training.tokenizer_task import TokenizerTask, autoencoder
+from prior import CaptionTokenizer
 
 
 def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
@@ -25,11 +28,11 @@ def train_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     Raises:
         UserError: the output folder holds another run, or the recipe does not fit its data.
     """
-    return train_run(recipe, lambda: digests_of_inputs(recipe), lambda: build_task(recipe), overwrite)
+    return train_run(recipe, lambda: digests_of_inputs(recipe), lambda: build_task(recipe, overwrite), overwrite)
 
 
-def build_task(recipe: Recipe) -> TrainingTask:
-    """Opens the data of a recipe and makes its model."""
+def build_task(recipe: Recipe, overwrite: bool = False) -> TrainingTask:
+    """Opens the data of a recipe and makes its model. `overwrite`: no run is continued."""
     match recipe:
         case TokenizerRecipe():
             card = card_of(recipe, "tokenizer")
@@ -41,10 +44,21 @@ def build_task(recipe: Recipe) -> TrainingTask:
             return task
         case PriorRecipe():
             card = card_of(recipe, "prior")
-            conditioning = Conditioning(recipe.condition, recipe.condition_dropout)
-            return PriorTask(recipe.tokens, conditioning, recipe.transformer, recipe.training, recipe.seed, card)
+            captions = None if overwrite else captions_of_run(recipe)
+            options = recipe.conditioning, recipe.transformer, recipe.training
+            return PriorTask(recipe.tokens, *options, recipe.seed, card, captions)
         case ClassifierRecipe():
             return ClassifierTask(recipe, card_of(recipe, "classifier"))
+
+
+def captions_of_run(recipe: PriorRecipe) -> CaptionTokenizer | None:
+    """The tokenizer of captions of the run that a recipe continues, which another version of its library might train
+    differently; None where there is no such run, or it has published no model yet.
+    """
+    best = recipe.output / "best"
+    if recipe.condition != "caption" or not RunFolder(recipe.output).states() or not (best / CAPTIONS).is_file():
+        return None
+    return read_captions(best, read_config(best, PriorFolder).captions_sha256)
 
 
 def digests_of_inputs(recipe: Recipe) -> Mapping[str, str]:

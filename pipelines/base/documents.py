@@ -29,7 +29,7 @@ def read_json(path: str | Path) -> Any:
     Raises:
         UserError: missing, unreadable, not JSON, or beyond a limit; names the file and the place.
     """
-    return parse_json(_read_text(path, MAX_JSON_BYTES), path)
+    return parse_json(read_text(path, MAX_JSON_BYTES), path)
 
 
 def read_json_mapping(path: str | Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, not YAML, not a mapping, or beyond a limit; names the file and the line.
     """
-    content = parse_yaml(_read_text(path, MAX_YAML_BYTES), path)
+    content = parse_yaml(read_text(path, MAX_YAML_BYTES), path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {_kind(content)} at the top, expected a mapping of keys")
     return content
@@ -172,7 +172,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _read_text(path: str | Path, limit: int) -> str:
+def read_text(path: str | Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The UTF-8 text in a regular file.
+
+    Raises:
+        UserError: missing, unreadable, not UTF-8, or larger than `limit` bytes.
+    """
     path = Path(path)
     try:
         status = os.stat(path)

@@ -7,26 +7,31 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pipelines.evaluate.overview_figure import OverviewRow
+from pipelines.models.conditions import ImageCondition
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from tokenizer import split_codes
 
 
 @torch.no_grad()
 def overview_rows(
-    pipeline: ImageGenerationPipeline, images: UInt8[Tensor, "n c h w"], labels: Sequence[int], seed: int
+    pipeline: ImageGenerationPipeline,
+    images: UInt8[Tensor, "n c h w"],
+    conditions: Sequence[ImageCondition],
+    seed: int,
 ) -> list[OverviewRow]:
-    """Each image with its codes and its reconstruction, beside a sample of the label at its place (none: no labels)."""
+    """Each image with its codes and its reconstruction, beside a sample under the condition at its place."""
     codes = pipeline.tokenizer.model.encode(images.to(pipeline.device)).codes
     assert codes is not None  # the tokenizer of an image pipeline is discrete
     rebuilt = pipeline.decode(codes)
     drawn = pipeline(
-        list(labels) or None,
-        num_images_per_prompt=1 if labels else len(images),
+        [each.prompt for each in conditions if each.prompt is not None] or None,
+        label=[each.label for each in conditions if each.label is not None] or None,
+        num_images_per_prompt=len(images) if conditions[0].is_null else 1,
         generator=seed,
         output_type="pt",
     )
     samples = torch.as_tensor(drawn.images)
-    names = [pipeline.classes[label] if pipeline.classes and label is not None else "" for label in drawn.labels]
+    titles = [each.title(pipeline.classes) for each in conditions]
     grids = pipeline.tokenizer.model.code_grids
     own, new = split_codes(codes.cpu(), grids), split_codes(drawn.tokens, grids)
     return [
@@ -36,7 +41,7 @@ def overview_rows(
             rebuilt[i],
             tuple(level[i, ..., 0] for level in new),
             samples[i],
-            names[i],
+            titles[i],
         )
         for i in range(len(images))
     ]

@@ -32,6 +32,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
             for i, level in enumerate(tokens.get("levels", ()), 1)
         ),
         ("held-out bits per token", f"{bits['prior']:.3f} ({bits['images']:,} images)"),
+        *_without_caption(bits),
         ("… unigram, bigram baseline", f"{bits['unigram']:.3f}, {bits['bigram']:.3f}"),
         ("… below the bigram baseline", f"{1 - bits['prior'] / bits['bigram']:.1%}"),
     ]
@@ -40,6 +41,12 @@ def rows(report: Report) -> list[tuple[str, str]]:
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
+
+
+def _without_caption(bits: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the captions of images tell about their codes, where the prior reads captions."""
+    without = bits.get("without_caption")
+    return [] if without is None else [("… without the captions", f"{without:.3f}")]
 
 
 def _level(tokens: Mapping[str, Any]) -> str:

@@ -24,7 +24,8 @@ GRID_COLUMNS, GRID_ROWS = 10, 8  # the most that the overview shows
 @dataclass(frozen=True)
 class Samples:
     """What `sample` wrote into `folder`: PNG `files`, class numbers `labels` (-1: none), names of the `classes`,
-    each image's log-likelihood in nats under the prior, and the sha256 of the `weights` of each model involved."""
+    each image's log-likelihood in nats under the prior, the sha256 of the `weights` of each model involved, and the
+    `prompts` of the images (None: drawn without)."""
 
     folder: Path
     files: list[Path]
@@ -32,6 +33,7 @@ class Samples:
     classes: list[str] | None
     logprobs: list[float]
     weights: Mapping[str, str] = field(default_factory=dict)
+    prompts: list[str] | None = None
 
     def read_images(self, rows: range) -> UInt8[Tensor, "n c h w"]:
         """The images of some rows.
@@ -63,14 +65,14 @@ def read_samples(folder: str | Path) -> Samples:
         labels = [-1 if entry["label"] is None else int(entry["label"]) for entry in entries]
         logprobs = [float(entry["logprob"]) for entry in entries]
         files, weights = [folder / entry["file"] for entry in entries], dict(found["request"]["weights"])
-        return Samples(folder, files, labels, found["classes"], logprobs, weights)
+        prompts = [str(entry["prompt"]) for entry in entries] if found["request"].get("prompts") else None
+        return Samples(folder, files, labels, found["classes"], logprobs, weights, prompts)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as what `smalti sample` wrote ({error}); sample again") from error
 
 
-def image_name(index: int, label: int | None, classes: Sequence[str] | None) -> str:
+def image_name(index: int, title: str = "") -> str:
     """Where image `index` stands in the folder: images/00003_red-circle.png."""
-    title = "" if label is None else classes[label] if classes else str(label)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:80]
     return f"images/{index:05d}{'_' + slug if slug else ''}.png"
 
@@ -89,7 +91,7 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def draw_samples(path: Path, images: Sequence[Path], titles: Sequence[str], cycle: int) -> None:
-    """The first images as one figure. Labels repeat after `cycle` images: one column a label where they are few."""
+    """The first images as one figure. Titles repeat after `cycle` images: one column a title where they are few."""
     aligned = 2 <= cycle <= GRID_COLUMNS
     whole = max(d for d in range(1, GRID_COLUMNS + 1) if cycle % d == 0)  # whole rows make up a turn of the labels
     columns = cycle if aligned else whole if whole > 3 else min(GRID_COLUMNS, max(1, round(len(images) ** 0.5)))

@@ -6,22 +6,27 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from pipelines.base.distributed import gather, share_of
 from pipelines.base.progress import progress
 from pipelines.models.checkpoint import load_prior
+from pipelines.tokens.captions import condition_of
 from pipelines.tokens.dataset import TokenDataset
-from prior import sequence_bits
+from prior import TokenPrior, sequence_bits
 
 
 @dataclass(frozen=True)
 class TokenBits:
-    """Mean bits per token over `images` held-out images. The baselines were fitted on the train split by `encode`."""
+    """Mean bits per token over `images` held-out images, those of the prior given the condition of each. The baselines
+    were fitted on the train split by `encode`. `without_caption`: of a prior by caption that can do without one.
+    """
 
     images: int
     prior: float
     unigram: float
     bigram: float
+    without_caption: float | None = None
 
     @property
     def below_bigram(self) -> float:
@@ -37,8 +42,8 @@ def token_bits(
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
 ) -> TokenBits:
-    """Bits per token of the first `max_images` rows of a split of a token dataset, given their labels where they have
-    any. Every process takes its share.
+    """Bits per token of the first `max_images` rows of a split of a token dataset, given their labels or their
+    captions where they have any. Every process takes its share.
 
     Raises:
         UserError: the prior was trained on tokens of another tokenizer.
@@ -49,17 +54,24 @@ def token_bits(
     held_out = dataset.split(split)
     rows = range(len(held_out) if max_images is None else min(max_images, len(held_out)))
     mine, visible = share_of(rows, accelerator), accelerator is None or accelerator.is_main_process
-    conditional, baselines = loaded.model.vocabulary.conditional, dataset.baselines()
-    found: list[tuple[float, float, float]] = []  # bits of a whole batch
+    prior, baselines = loaded.model, dataset.baselines()
+    with_and_without = loaded.captions is not None and prior.can_be_guided
+    found: list[tuple[float, ...]] = []  # bits of a whole batch
     with progress(len(mine), "held-out bits", "image", visible=visible) as meter:
         for start in range(0, len(mine), batch_size):
-            part = held_out.batch(mine[start : start + batch_size])
-            codes, labels = part["codes"], part["label"].to(device) if conditional else None
+            part = mine[start : start + batch_size]
+            batch = held_out.batch(part)
+            codes, condition = batch["codes"], condition_of(held_out, part, batch, prior.vocabulary, loaded.captions)
             counted = baselines.bits_per_token(codes)
-            bits = sequence_bits(loaded.model, codes.to(device), labels).double().sum().item()
-            found.append((bits, counted.unigram * codes.numel(), counted.bigram * codes.numel()))
+            conditions = [condition, None] if with_and_without else [condition]
+            bits = [_bits(prior, codes.to(device), each) for each in conditions]
+            found.append((counted.unigram * codes.numel(), counted.bigram * codes.numel(), *bits))
             meter.advance(len(codes))
     found = gather(found, accelerator)
     tokens = len(rows) * dataset.spec.tokens_per_image
-    prior, unigram, bigram = (math.fsum(column) / tokens for column in zip(*found, strict=True))
-    return TokenBits(len(rows), prior, unigram, bigram)
+    unigram, bigram, given, *without = (math.fsum(column) / tokens for column in zip(*found, strict=True))
+    return TokenBits(len(rows), given, unigram, bigram, without[0] if without else None)
+
+
+def _bits(prior: TokenPrior, codes: Tensor, condition: Tensor | None) -> float:
+    return sequence_bits(prior, codes, None if condition is None else condition.to(codes.device)).double().sum().item()

@@ -1,4 +1,5 @@
-"""The folder of a model: `config.json`, `model.safetensors`, `README.md`. Strict on load; no pickle is ever read.
+"""The folder of a model: `config.json`, `model.safetensors`, `README.md`, and `captions.json` of a prior that reads
+captions. Strict on load; no pickle is ever read.
 
 The weights are written first and `config.json`, which holds their hash, last: a folder torn by a crash does not load.
 """
@@ -19,9 +20,10 @@ from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import Model, validate
 from pipelines.data.preprocess import Preprocess
+from pipelines.models.captions import CAPTIONS, read_captions, takes_captions, write_captions
 from pipelines.models.token_spec import TokenSpec
 from pipelines.models.weights import load_model, write_weights
-from prior import PriorConfig, TokenPrior
+from prior import CaptionTokenizer, PriorConfig, TokenPrior
 from tokenizer import Autoencoder, AutoencoderConfig
 
 MOST_POSITIONS = 2**20  # of a sequence: no network attends to more, and its tables grow with it
@@ -47,7 +49,8 @@ class TokenizerFolder(BaseModel):
 
 
 class PriorFolder(BaseModel):
-    """`config.json` of a prior: the network, and the spec of the tokens that it was trained on."""
+    """`config.json` of a prior: the network, and the spec of the tokens that it was trained on. `captions_sha256` is
+    that of `captions.json`, where the prior reads captions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format: Literal["smalti-prior/1"] = "smalti-prior/1"
@@ -55,6 +58,15 @@ class PriorFolder(BaseModel):
     token_spec: TokenSpec
     classes: tuple[str, ...] | None
     weights_sha256: str
+    captions_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _captions_are_there(self) -> Self:
+        if takes_captions(self.model.vocabulary) != (self.captions_sha256 is not None):
+            found = "none" if self.captions_sha256 is None else "one"
+            kind = self.model.vocabulary.condition.name
+            raise ValueError(f"captions_sha256: found {found}, but the condition of the network is {kind!r}")
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -69,6 +81,10 @@ class PriorFolder(BaseModel):
         if vocabulary.code_length > MOST_POSITIONS:
             raise ValueError(
                 f"the grid {vocabulary.code_axes} is too large, expected at most {MOST_POSITIONS:,} positions"
+            )
+        if vocabulary.condition.length > MOST_POSITIONS:
+            raise ValueError(
+                f"a caption has {vocabulary.condition.length} positions, expected at most {MOST_POSITIONS:,}"
             )
         if self.classes is not None and len(self.classes) != num_classes:
             raise ValueError(f"classes: found {len(self.classes)}, but the network knows {num_classes or 'no'} labels")
@@ -96,12 +112,15 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class LoadedPrior:
-    """A prior in eval mode, the spec of its tokens, and the names of its labels (None: unconditional or unnamed)."""
+    """A prior in eval mode, the spec of its tokens, the names of its labels (None: it takes none, or they are unnamed),
+    and the tokenizer of its captions (None: it takes none).
+    """
 
     model: TokenPrior
     spec: TokenSpec
     classes: tuple[str, ...] | None
     folder: Path
+    captions: CaptionTokenizer | None = None
 
 
 def fingerprint(model: Autoencoder, preprocess: Preprocess) -> str:
@@ -140,12 +159,25 @@ def save_tokenizer(
 
 
 def save_prior(
-    folder: str | Path, prior: TokenPrior, spec: TokenSpec, classes: tuple[str, ...] | list[str] | None, card: str = ""
+    folder: str | Path,
+    prior: TokenPrior,
+    spec: TokenSpec,
+    classes: tuple[str, ...] | list[str] | None,
+    card: str = "",
+    captions: CaptionTokenizer | None = None,
 ) -> None:
-    """Write a prior's folder; `spec` is that of the token dataset it was trained on."""
-    weights = write_weights(folder, prior)
-    names = tuple(classes) if classes is not None else None
-    config = PriorFolder(model=prior.config, token_spec=spec, classes=names, weights_sha256=weights)
+    """Write a prior's folder; `spec` is that of the token dataset it was trained on, `captions` the tokenizer of the
+    captions that it reads.
+    """
+    config = PriorFolder(
+        model=prior.config,
+        token_spec=spec,
+        classes=tuple(classes) if classes is not None else None,
+        weights_sha256=write_weights(folder, prior),
+        captions_sha256=None if captions is None else write_captions(folder, captions),
+    )
+    if captions is None:
+        (Path(folder) / CAPTIONS).unlink(missing_ok=True)  # of another prior that stood here
     _write_description(folder, config, card or "# A smalti prior\n")
 
 
@@ -176,12 +208,16 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     """The prior of a run or model folder, in eval mode.
 
     Raises:
-        UserError: as `load_tokenizer`.
+        UserError: as `load_tokenizer`; or the tokenizer of its captions is missing, damaged, or of another prior.
     """
     folder = resolve_folder(folder)
     config = read_config(folder, PriorFolder)
+    captions = None if config.captions_sha256 is None else read_captions(folder, config.captions_sha256)
+    words = config.model.vocabulary.condition.size
+    if captions is not None and captions.num_words != words:
+        raise UserError(f"{folder / CAPTIONS}: has {captions.num_words} words, but the network knows {words}")
     model = load_model(folder, config.model, lambda: TokenPrior(config.model), config.weights_sha256)
-    return LoadedPrior(model.to(device).eval(), config.token_spec, config.classes, folder)
+    return LoadedPrior(model.to(device).eval(), config.token_spec, config.classes, folder, captions)
 
 
 def resolve_folder(path: str | Path) -> Path:

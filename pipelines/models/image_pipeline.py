@@ -1,5 +1,6 @@
-"""ImageGenerationPipeline: a tokenizer and a prior that belong together, from a label to images."""
+"""ImageGenerationPipeline: a tokenizer and a prior that belong together, from a prompt or a label to images."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipelines.base.errors import UserError
+from pipelines.base.errors import DataWarning, UserError
 from pipelines.base.image_grids import to_pil
 from pipelines.models import hub
+from pipelines.models.captions import takes_captions
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
+from pipelines.models.conditions import ImageCondition, Prompts, prompt_texts
 from pipelines.models.image_pipeline_folder import find_image_pipeline, read_generation_config, write_image_pipeline
 from pipelines.models.image_seeds import Seeds, image_seeds
 from pipelines.models.labels import Label, label_number
@@ -47,13 +50,15 @@ class ImageGenerationOutput:
 
     `tokens` are their codes, `logprobs` the log-probability in nats of every code under the conditional model as
     trained (temperature 1, no filter, no guidance): `logprobs.sum(1)` ranks the images. `labels` are class numbers,
-    None where there was no condition. Image i comes back alone from `generator=[seeds[i]]` with its label.
+    `prompts` captions as they were given; None where there was none. Image i comes back alone from
+    `generator=[seeds[i]]` with its label or its prompt.
     """
 
     images: list[Image.Image] | Float[Tensor, "n c h w"] | np.ndarray
     tokens: Int[Tensor, " n *codes"]
     logprobs: Float[Tensor, "n length"]
     labels: list[int | None]
+    prompts: list[str | None]
     seeds: list[int]
 
 
@@ -71,6 +76,7 @@ class ImageGenerationPipeline:
         self.tokenizer, self.prior = tokenizer, prior
         self.generation_config = generation_config or SamplingOptions()
         self._decoder: CachedDecoder | None = None
+        self._too_long: set[str] = set()  # prompts that have been warned of
 
     @property
     def device(self) -> torch.device:
@@ -78,8 +84,13 @@ class ImageGenerationPipeline:
 
     @property
     def num_classes(self) -> int | None:
-        """None: the prior is unconditional."""
+        """None: the prior takes no labels."""
         return self.prior.model.vocabulary.num_classes
+
+    @property
+    def takes_captions(self) -> bool:
+        """Whether the prior was trained on captions, so that calls may have a prompt."""
+        return takes_captions(self.prior.model.vocabulary)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -129,8 +140,9 @@ class ImageGenerationPipeline:
 
     def __call__(
         self,
-        label: Label | Sequence[Label] | None = None,
+        prompt: Prompts | None = None,
         *,
+        label: Label | Sequence[Label] | None = None,
         num_images_per_prompt: int = 1,
         generator: Seeds = None,
         output_type: OutputType = "pil",
@@ -138,30 +150,33 @@ class ImageGenerationPipeline:
         callback_on_step_end: StepEndCallback | None = None,
         **options: Unpack[SamplingArguments],
     ) -> ImageGenerationOutput:
-        """Draw `num_images_per_prompt` images of each label, those of one label side by side.
+        """Draw `num_images_per_prompt` images of each prompt or label, those of one side by side.
 
-        `label`: a class number, a class name, a list of them, or None for no condition. `generator`: an int seeds the
-        whole call, image i by `image_seeds`; a list gives each image its own seed; a torch.Generator provides the int;
-        None takes a fresh one. `batch_size` bounds memory, it does not change images. `callback_on_step_end(pipeline,
-        step, steps, {"codes": (b,), "logprobs": (b,), "images": range})` runs after every code of every batch.
+        `prompt`: a caption or a list of them, for a prior that was trained on captions; a DataWarning says where one is
+        too long and is cut off. `label`: a class number, a class name, or a list of them, for a prior that was trained
+        on labels. Neither: no condition. `generator`: an int seeds the whole call, image i by `image_seeds`; a list
+        gives each image its own seed; a torch.Generator provides the int; None takes a fresh one.
+        `batch_size` bounds memory, it does not change images. `callback_on_step_end(pipeline, step, steps, {"codes":
+        (b,), "logprobs": (b,), "images": range})` runs after every code of every batch.
 
         Options not given come from `generation_config`, unless they would contradict the given ones (filters under
-        do_sample=False, guidance without a label); None switches a filter off.
+        do_sample=False, guidance without a condition); None switches a filter off.
 
         Raises:
-            UserError: unknown label or option, a label for an unconditional prior, an impossible pair of options.
+            UserError: unknown label or option, a prompt or a label for a prior that was not trained on such, an
+                impossible pair of options.
         """
-        labels = self.label_numbers(label, num_images_per_prompt)
-        chosen = self.options(conditional=labels[0] is not None, **options)
+        conditions = self.conditions(prompt, label, num_images_per_prompt)
+        chosen = self.options(conditional=not conditions[0].is_null, **options)
         if output_type not in ("pil", "pt", "np"):
             raise UserError(f"output_type: found {output_type!r}, expected 'pil', 'pt' or 'np'")
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}, expected at least 1")
-        seeds = image_seeds(generator, len(labels))
+        seeds = image_seeds(generator, len(conditions))
         codes, logprobs, pictures = [], [], []
-        for start in range(0, len(labels), batch_size):
-            rows = range(start, min(start + batch_size, len(labels)))
-            batch = _batch_labels(labels, rows, self.device)
+        for start in range(0, len(conditions), batch_size):
+            rows = range(start, min(start + batch_size, len(conditions)))
+            batch = self.condition_values(conditions[start : rows.stop])
             step_end = self._step_end(callback_on_step_end, rows)
             request = SamplingRequest([seeds[row] for row in rows], batch, chosen)
             drawn = generate(self.prior.model, request, decoder=self._current_decoder(), callback=step_end)
@@ -169,7 +184,8 @@ class ImageGenerationPipeline:
             logprobs.append(drawn.logprobs.cpu())
             pictures.append(self.decode(drawn.codes))
         images = _as_output(torch.cat(pictures), output_type)
-        return ImageGenerationOutput(images, torch.cat(codes), torch.cat(logprobs), labels, seeds)
+        labels, prompts = ([getattr(each, name) for each in conditions] for name in ("label", "prompt"))
+        return ImageGenerationOutput(images, torch.cat(codes), torch.cat(logprobs), labels, prompts, seeds)
 
     @torch.inference_mode()
     def decode(self, codes: Int[Tensor, " b *codes"]) -> Float[Tensor, "b c h w"]:
@@ -183,16 +199,35 @@ class ImageGenerationPipeline:
         images = torch.cat([model.decode_codes(part).float().cpu() for part in padded.to(self.device).split(passes)])
         return images[: len(codes)].clamp(0, 1)
 
-    def label_numbers(self, label: Label | Sequence[Label] | None, repeats: int = 1) -> list[int | None]:
-        """Class numbers, each `repeats` times. UserError lists the classes that there are."""
+    def conditions(
+        self, prompt: Prompts | None = None, label: Label | Sequence[Label] | None = None, repeats: int = 1
+    ) -> list[ImageCondition]:
+        """What each image of a call is drawn under: each prompt or each label `repeats` times.
+
+        Raises:
+            UserError: both are given, or one that the prior was not trained on; lists the classes that there are.
+        """
         if repeats < 1:
             raise UserError(f"num_images_per_prompt: found {repeats}, expected at least 1")
-        if label is None:
-            return [None] * repeats
-        wanted = [label] if isinstance(label, int | str) else list(label)
-        if not wanted:
-            raise UserError("label: found an empty list, expected at least one label, or None for no condition")
-        return [number for each in wanted for number in [self._number(each)] * repeats]
+        if prompt is not None and label is not None:
+            raise UserError(f"prompt: found {prompt!r} beside the label {label!r}, expected one of them")
+        given = [ImageCondition()]
+        if prompt is not None:
+            texts = prompt_texts(prompt, self.takes_captions, self.num_classes, "prior")
+            self._warn_of_long(texts)
+            given = [ImageCondition(prompt=text) for text in texts]
+        elif label is not None:
+            given = [ImageCondition(label=number) for number in self._numbers(label)]
+        return [each for each in given for _ in range(repeats)]
+
+    def condition_values(self, conditions: Sequence[ImageCondition]) -> Int[Tensor, "n ..."] | None:
+        """What the prior reads: labels (n,) or words of captions (n, length), -1 where there is none. None: nothing."""
+        if conditions[0].is_null:
+            return None
+        if self.prior.captions is None:
+            return torch.tensor([each.label for each in conditions], device=self.device)
+        texts = [each.prompt for each in conditions]
+        return self.prior.captions.encode(texts, self.prior.model.vocabulary.condition.length).to(self.device)
 
     def options(self, conditional: bool, **options: Unpack[SamplingArguments]) -> SamplingOptions:
         """The given options over `generation_config`; see `__call__`."""
@@ -209,20 +244,32 @@ class ImageGenerationPipeline:
             chosen = SamplingOptions(**{**defaults, **options})
         except ValidationError as error:
             raise UserError("; ".join(_described(detail) for detail in error.errors())) from error
+        model, wanted = self.prior.model, "prompt" if self.takes_captions else "label"
         if chosen.guided and not conditional:
-            why = "this prior is unconditional" if self.num_classes is None else "no label was given"
-            raise UserError(f"guidance_scale needs a label, got guidance_scale={chosen.guidance_scale}, and {why}")
-        if not conditional and self.num_classes is not None and not self.prior.model.can_be_guided:
+            why = f"no {wanted} was given" if model.vocabulary.conditional else "this prior is unconditional"
+            raise UserError(f"guidance_scale needs a {wanted}, got guidance_scale={chosen.guidance_scale}, and {why}")
+        if not conditional and model.vocabulary.conditional and not model.can_be_guided:
             raise UserError(
-                "label: found none, expected one: this prior was trained with condition_dropout=0, so that it never "
-                "saw the null condition"
+                f"{wanted}: found none, expected one: this prior was trained with condition_dropout=0, so that it "
+                "never saw the null condition"
             )
-        if chosen.guided and not self.prior.model.can_be_guided:
+        if chosen.guided and not model.can_be_guided:
             raise UserError(
                 f"guidance_scale: found {chosen.guidance_scale}, expected 1: this prior was trained with "
                 "condition_dropout=0, so that it never saw the null condition that guidance needs"
             )
         return chosen
+
+    def _warn_of_long(self, prompts: list[str]) -> None:
+        """One DataWarning for each prompt that has more tokens than the prior reads."""
+        length, captions = self.prior.model.vocabulary.condition.length, self.prior.captions
+        assert captions is not None  # the prior takes prompts
+        for text, found in zip(prompts, captions.num_tokens(prompts), strict=True):
+            if found > length and text not in self._too_long:
+                self._too_long.add(text)
+                text = text if len(text) <= 60 else f"{text[:57]}…"
+                message = f"prompt: {text!r} has {found} tokens; those after the first {length} are cut off"
+                warnings.warn(message, DataWarning, stacklevel=4)
 
     def _current_decoder(self) -> CachedDecoder:
         """The decoder of the prior's weights as they are now, shared by all batches and calls."""
@@ -230,8 +277,13 @@ class ImageGenerationPipeline:
             self._decoder = CachedDecoder(self.prior.model)
         return self._decoder
 
-    def _number(self, label: Label) -> int:
-        return label_number(label, self.num_classes, self.classes, "prior")
+    def _numbers(self, label: Label | Sequence[Label]) -> list[int]:
+        wanted = [label] if isinstance(label, int | str) else list(label)
+        if self.takes_captions and wanted:
+            raise UserError(f"label: found {wanted[0]!r}, but this prior was trained on captions; expected prompt")
+        if not wanted:
+            raise UserError("label: found an empty list, expected at least one label, or None for no condition")
+        return [label_number(each, self.num_classes, self.classes, "prior") for each in wanted]
 
     def _step_end(self, callback: StepEndCallback | None, rows: range) -> Callable[[Step], object] | None:
         if callback is None:
@@ -246,11 +298,6 @@ def images_per_pass(device: str, image_size: int) -> int:
     """How many images one pass of the decoder makes."""
     pixels, most = (table.get(device, table["cpu"]) for table in (PIXELS_PER_PASS, MOST_IMAGES_PER_PASS))
     return max(1, min(most, pixels // image_size**2))
-
-
-def _batch_labels(labels: list[int | None], rows: range, device: torch.device) -> Tensor | None:
-    numbers = [labels[row] for row in rows]
-    return None if numbers[0] is None else torch.tensor(numbers, device=device)
 
 
 def _described(detail: Any) -> str:

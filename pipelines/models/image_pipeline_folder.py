@@ -7,6 +7,7 @@ from pipelines.base.documents import read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.recipe_files import validate
+from pipelines.models.captions import CAPTIONS, takes_captions
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, save_prior, save_tokenizer
 from prior import SamplingOptions
 
@@ -20,6 +21,7 @@ IMAGE_PIPELINE = OutputKind(
         "generation_config.json",
         "README.md",
         *(f"{part}/{name}" for part in PARTS for name in ("config.json", "model.safetensors", "README.md")),
+        f"prior/{CAPTIONS}",
     ),
     key="folder",
 )
@@ -33,13 +35,13 @@ tags: [image-generation, image-tokens]
 
 Draws {size} x {size} {mode} images: {tokens} tokens of {codes} codes ({kind}), one after the other, then decoded.
 
-Labels: {condition}.
+{condition}.
 
 ```python
 from pipelines import ImageGenerationPipeline
 
 pipe = ImageGenerationPipeline.from_pretrained("this folder")
-pipe(num_images_per_prompt=4, generator=0).images[0]
+pipe({argument}num_images_per_prompt=4, generator=0).images[0]
 ```
 """
 
@@ -103,7 +105,7 @@ def write_image_pipeline(
         raise UserError(f"{folder}: holds an image pipeline already; expected a new folder, or overwrite=True")
     with target.begin(overwrite=True):
         save_tokenizer(folder / "tokenizer", tokenizer.model, tokenizer.preprocess)
-        save_prior(folder / "prior", prior.model, prior.spec, prior.classes)
+        save_prior(folder / "prior", prior.model, prior.spec, prior.classes, captions=prior.captions)
         write_json(folder / "generation_config.json", options.model_dump(mode="json"))
         write_text(folder / "README.md", card or _card(tokenizer, prior))
         index = {"format": FORMAT, "_class_name": "ImageGenerationPipeline"}
@@ -112,12 +114,17 @@ def write_image_pipeline(
 
 
 def _card(tokenizer: LoadedTokenizer, prior: LoadedPrior) -> str:
-    spec, config, num_classes = prior.spec, tokenizer.model.config, prior.model.vocabulary.num_classes
+    spec, config, vocabulary = prior.spec, tokenizer.model.config, prior.model.vocabulary
+    labels = ", ".join(prior.classes or (f"{vocabulary.num_classes} labels",))
+    condition = "Labels: none" if vocabulary.num_classes is None else f"Labels: {labels}"
+    if takes_captions(vocabulary):
+        condition = f"Prompts: captions of at most {vocabulary.condition.length} tokens"
     return CARD.format(
         size=config.image_size,
         mode=spec.preprocess.mode,
         tokens=spec.tokens_per_image,
         codes=" + ".join(str(grid.num_codes) for grid in spec.code_grids),
         kind=config.bottleneck.kind,
-        condition="none" if num_classes is None else ", ".join(prior.classes or (f"{num_classes} labels",)),
+        condition=condition,
+        argument='"a caption", ' if takes_captions(vocabulary) else "",
     )

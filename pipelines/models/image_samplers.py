@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipelines.base.errors import UserError
+from pipelines.models.captions import CAPTIONS
 from pipelines.models.checkpoint import load_tokenizer, resolve_folder
+from pipelines.models.conditions import ImageCondition, prompt_texts
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_pipeline_folder import find_image_pipeline
 from pipelines.models.labels import Label, label_number
@@ -19,7 +21,7 @@ Drawn = tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]
 
 
 class ImageSampler(Protocol):
-    """classes: names of the labels, None where they have none. num_classes: None if it takes no labels.
+    """classes: names of the labels, None where they have none.
 
     weights: the files that decide the images, by name. options: those that are not at their defaults.
     units: what an image's progress is counted in, and how many of them an image has.
@@ -29,24 +31,26 @@ class ImageSampler(Protocol):
     def classes(self) -> tuple[str, ...] | None: ...
 
     @property
-    def num_classes(self) -> int | None: ...
-
-    @property
     def weights(self) -> Mapping[str, Path]: ...
 
     @property
     def units(self) -> tuple[str, int]: ...
 
-    def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
-        """UserError for a label that it does not take."""
+    def conditions(self, prompts: Sequence[str] | None, labels: Sequence[Label] | None) -> list[ImageCondition]:
+        """What images are drawn under, in turn. Neither: every class, if there are classes, else no condition.
+
+        UserError for a prompt or a label that it does not take.
+        """
         ...
 
     def options(self, conditional: bool) -> dict[str, Any]:
         """UserError for options that it does not know, or that do not go together."""
         ...
 
-    def draw(self, labels: Sequence[int | None], seeds: Sequence[int], advance: Callable[[int], object]) -> Drawn:
-        """One image for each seed. All have a label, or none has."""
+    def draw(
+        self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
+    ) -> Drawn:
+        """One image for each seed. Conditions are of one kind."""
         ...
 
 
@@ -69,20 +73,27 @@ class TokenSampler:
     def __init__(self, folder: Path, device: torch.device, options: Mapping[str, Any]):
         self.pipeline, self.given = ImageGenerationPipeline.from_pretrained(folder, device), dict(options)
         self.weights = {part: folder / part / "model.safetensors" for part in ("tokenizer", "prior")}
-        self.classes, self.num_classes = self.pipeline.classes, self.pipeline.num_classes
+        if self.pipeline.takes_captions:
+            self.weights["captions"] = folder / "prior" / CAPTIONS
+        self.classes = self.pipeline.classes
         self.units = "token", self.pipeline.prior.model.vocabulary.code_length
 
-    def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
-        return self.pipeline.label_numbers(list(labels))
+    def conditions(self, prompts: Sequence[str] | None, labels: Sequence[Label] | None) -> list[ImageCondition]:
+        if prompts is None and labels is None and self.pipeline.num_classes is not None:
+            labels = range(self.pipeline.num_classes)
+        return self.pipeline.conditions(prompts, labels)
 
     def options(self, conditional: bool) -> dict[str, Any]:
         chosen = self.pipeline.options(conditional, **self.given)
         return chosen.model_dump(mode="json", exclude_defaults=True)
 
-    def draw(self, labels: Sequence[int | None], seeds: Sequence[int], advance: Callable[[int], object]) -> Drawn:
+    def draw(
+        self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
+    ) -> Drawn:
         drawn = self.pipeline(
-            [label for label in labels if label is not None] or None,
-            num_images_per_prompt=1 if labels[0] is not None else len(seeds),
+            [each.prompt for each in conditions if each.prompt is not None] or None,
+            label=[each.label for each in conditions if each.label is not None] or None,
+            num_images_per_prompt=len(seeds) if conditions[0].is_null else 1,
             generator=list(seeds),
             output_type="pt",
             batch_size=len(seeds),
@@ -108,8 +119,12 @@ class LatentSampler:
         self.weights = {"tokenizer": resolve_folder(folder) / "model.safetensors"}
         self.units = "image", 1
 
-    def label_numbers(self, labels: Sequence[Label]) -> list[int | None]:
-        return [label_number(label, self.num_classes, self.classes, "tokenizer") for label in labels]
+    def conditions(self, prompts: Sequence[str] | None, labels: Sequence[Label] | None) -> list[ImageCondition]:
+        if prompts is not None:
+            prompt_texts(prompts, False, self.num_classes, "tokenizer")
+        if labels is None:
+            return [ImageCondition(label) for label in range(self.num_classes or 0)] or [ImageCondition()]
+        return [ImageCondition(label_number(label, self.num_classes, self.classes, "tokenizer")) for label in labels]
 
     def options(self, conditional: bool) -> dict[str, Any]:
         if self.given:
@@ -120,12 +135,14 @@ class LatentSampler:
         return {}
 
     @torch.no_grad()
-    def draw(self, labels: Sequence[int | None], seeds: Sequence[int], advance: Callable[[int], object]) -> Drawn:
+    def draw(
+        self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
+    ) -> Drawn:
         prior = self.model.latent_distribution()
         assert prior is not None  # the model is continuous
         z = torch.cat([prior.sample(1, torch.Generator().manual_seed(seed)) for seed in seeds])
         z = z.to(next(self.model.parameters()).device)
-        known = [label for label in labels if label is not None]
+        known = [each.label for each in conditions if each.label is not None]
         images = self.model.decode(z, torch.tensor(known) if known else None).clamp(0, 1)
         advance(len(seeds))
         return images, prior.log_prob(z[:, None])[:, 0].double().cpu()

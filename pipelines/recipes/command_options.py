@@ -38,4 +38,12 @@ Split = Annotated[str, typer.Option(help="train, validation or test")]
 MaxImages = Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="the first so many images [all]")]
 Data = Annotated[str | None, typer.Option(help="a recipe with a data block, or a folder of images [the run's own]")]
 Tokenizer = Annotated[str, typer.Argument(help="a tokenizer's run or model folder, or an image pipeline")]
+Prompt = Annotated[
+    list[str] | None, typer.Option(help="caption, for a prior trained on captions; may be repeated [all in turn]")
+]
+Prompts = Annotated[Path | None, typer.Option(help="a text file with a caption a line", metavar="FILE")]
+NumImages = Annotated[
+    int | None,
+    typer.Option("--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all [64, or one a prompt if more]"),
+]
 Draws = Annotated[int, typer.Option(min=1, max=10**7, help="latents that bound the likelihood of each image")]

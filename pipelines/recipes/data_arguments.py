@@ -1,9 +1,10 @@
-"""What `--data` and `--split` of the command line mean."""
+"""What `--data`, `--split` and `--prompts` of the command line mean."""
 
 import os
 from pathlib import Path
 from typing import cast, get_args
 
+from pipelines.base.documents import read_text
 from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, validate
 from pipelines.base.recipe_inheritance import read_recipe
@@ -41,6 +42,18 @@ def split_of(name: str) -> Split:
     if name not in get_args(Split):
         raise UserError(f"--split: found {name!r}, expected one of {', '.join(get_args(Split))}")
     return cast(Split, name)
+
+
+def prompts_of(prompts: list[str] | None, file: Path | None) -> tuple[str, ...] | None:
+    """The prompts of `--prompt`, then those of `--prompts FILE`, one a line; empty lines are left out.
+
+    Raises:
+        UserError: the file cannot be read, is no text, or holds no prompt.
+    """
+    lines = [] if file is None else [line.strip() for line in read_text(file).splitlines()]
+    if file is not None and not any(lines):
+        raise UserError(f"{file}: --prompts: found no prompt, expected one a line")
+    return (*(prompts or ()), *filter(None, lines)) or None
 
 
 def _data_block(path: Path) -> DataConfig:

@@ -25,10 +25,13 @@ class EncodeOptions(BaseModel):
 
 
 class SampleOptions(BaseModel):
-    """`num_images` images, every class in turn; `options` become the defaults of the image pipeline."""
+    """`num_images` images, every class or every prompt in turn; `options` become the defaults of the image pipeline.
+    `prompts`: what a prior by caption draws (None: the first captions of the split that is evaluated, each once).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     num_images: int = Field(default=64, ge=1, le=10_000_000)
+    prompts: tuple[str, ...] | None = Field(default=None, min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=64, ge=1)
     options: SamplingOptions = SamplingOptions()
@@ -86,9 +89,17 @@ class PipelineRecipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _prompts_are_read(self) -> Self:
+        if self.sample.prompts is not None and self.prior.condition != "caption":
+            raise ValueError(
+                f"sample.prompts needs prior.condition: caption, found prior.condition: {self.prior.condition}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guidance_is_trained(self) -> Self:
         guidance = self.sample.options.guidance_scale
-        if guidance != 1 and self.prior.condition == "label" and self.prior.condition_dropout == 0:
+        if guidance != 1 and self.prior.condition != "none" and self.prior.condition_dropout == 0:
             raise ValueError(
                 f"sample.options.guidance_scale is {guidance}, but prior.condition_dropout is 0, so that the null "
                 "condition that guidance needs is never trained; expected prior.condition_dropout above 0"

@@ -40,8 +40,8 @@ def check_models_and_data(recipe: PipelineRecipe) -> None:
     """Open the data of every stage and measure every model.
 
     Raises:
-        UserError: the data cannot be opened, it has no labels although the prior is conditioned on them, the tokenizer
-            has no codes, or a model or a batch is larger than the memory of this machine.
+        UserError: the data cannot be opened, it has no labels or no captions although the prior is conditioned on them,
+            the tokenizer has no codes, or a model or a batch is larger than the memory of this machine.
     """
     stage = recipe.tokenizer
     task = TokenizerTask(stage.data, stage.model, stage.objective, stage.training, stage.seed)
@@ -50,6 +50,11 @@ def check_models_and_data(recipe: PipelineRecipe) -> None:
             open_images(stage.data, split)
     classes = task.images.classes if recipe.prior.condition == "label" else None
     _check_labels(recipe, classes)
+    if recipe.prior.condition == "caption" and not task.images.has_text:
+        raise UserError(
+            "prior.condition: found 'caption', but the data has no captions; expected 'none', or the column of "
+            "captions in tokenizer.data.source.text"
+        )
     _check_prior(recipe, cast(Autoencoder, task.phases["tokenizer"].phase.model), classes)
     if (classifier := classifier_recipe(recipe)) is not None:
         with prefixed("evaluate.classifier."):
@@ -85,4 +90,5 @@ def _check_prior(recipe: PipelineRecipe, model: Autoencoder, classes: list[str] 
         )
     with prefixed("prior."):
         num_classes = len(classes) if classes else None
-        build_config(model.code_grids, num_classes, stage.condition_dropout, stage.transformer, stage.training)
+        num_words = None if stage.caption is None else stage.caption.vocab_size
+        build_config(model.code_grids, num_classes, num_words, stage.conditioning, stage.transformer, stage.training)

@@ -12,6 +12,7 @@ from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import DataConfig
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
+from pipelines.training.conditioning import CaptionOptions, Condition, Conditioning
 from pipelines.training.config import TokenizerTrainingConfig, TrainingConfig
 from prior import TransformerConfig
 from tokenizer import AutoencoderConfig, ObjectiveConfig
@@ -56,18 +57,37 @@ class TokenizerRecipe(BaseModel):
 
 
 class PriorRecipe(BaseModel):
-    """Stage two, on a token dataset. `condition: label` needs tokens that carry labels; rows without one are
-    trained under the null condition."""
+    """Stage two, on a token dataset. `condition: label` needs tokens that carry labels, `condition: caption` such that
+    carry captions, and `caption` says how to read them. Rows without one are trained under the null condition."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["prior"] = "prior"
     output: Path
     seed: int = Field(0, ge=0)
     tokens: Path
-    condition: Literal["none", "label"] = "none"
+    condition: Condition = "none"
     condition_dropout: float = Field(0.1, ge=0, lt=1)
+    caption: CaptionOptions | None = Field(default=None, description="of `condition: caption`; null: its defaults")
     transformer: TransformerConfig = TransformerConfig()
     training: TrainingConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _captions_have_options(cls, content: Any) -> Any:
+        match content:
+            case {"condition": "caption"}:
+                return {**content, "caption": content.get("caption") or {}}
+        return content
+
+    @model_validator(mode="after")
+    def _options_have_captions(self) -> Self:
+        if self.caption is not None and self.condition != "caption":
+            raise ValueError(f"caption: found options of captions under condition {self.condition!r}, expected none")
+        return self
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return Conditioning(self.condition, self.condition_dropout, self.caption or CaptionOptions())
 
 
 Recipe = TokenizerRecipe | PriorRecipe | ClassifierRecipe

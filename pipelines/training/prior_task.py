@@ -1,9 +1,8 @@
 """Stage two as a task of the training loop."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,14 +12,18 @@ from pipelines.base.first_process import first_has_checked
 from pipelines.base.image_grids import save_grid
 from pipelines.data import batch_indices
 from pipelines.models.checkpoint import load_tokenizer, save_prior
+from pipelines.tokens.captions import condition_of, distinct_captions
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.statistics import refuse_collapsed
+from pipelines.training.captions import check_captions, train_captions, training_words
 from pipelines.training.collective import Collective
+from pipelines.training.conditioning import Conditioning
 from pipelines.training.config import TrainingConfig
 from pipelines.training.size_limits import check_sizes
 from pipelines.training.task import Models, OptimizedPhase, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows
 from prior import (
+    CaptionTokenizer,
     PriorConfig,
     PriorPhase,
     SamplingRequest,
@@ -32,21 +35,16 @@ from prior import (
 )
 from tokenizer import CodeGrids
 
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Whether a prior reads the labels of its tokens, and how often training drops them."""
-
-    condition: Literal["none", "label"]
-    dropout: float
+SAMPLES_SHOWN = 32
 
 
 class PriorTask:
-    """A transformer, trained on the token dataset in `tokens`. `card` is published with the weights.
+    """A transformer, trained on the token dataset in `tokens`. `card` is published with the weights. `captions`: the
+    tokenizer of captions of the run that is continued; without it, one is trained where captions are asked for.
 
     Raises:
-        UserError: no token dataset, tokens of another tokenizer or of a collapsed codebook, or no labels where labels
-            are asked for.
+        UserError: no token dataset, tokens of another tokenizer or of a collapsed codebook, or no labels or captions
+            where they are asked for.
     """
 
     monitor = "bits_per_token"
@@ -60,6 +58,7 @@ class PriorTask:
         training: TrainingConfig,
         seed: int,
         card: str = "",
+        captions: CaptionTokenizer | None = None,
     ):
         self.training, self.seed, self.card = training, seed, card
         self.dataset = dataset = TokenDataset.open(tokens)
@@ -70,28 +69,45 @@ class PriorTask:
             refuse_collapsed(dataset)
         self.tokens, self.held_out = dataset.split("train"), dataset.split("validation")
         self.rows = min(len(self.held_out), training.validation_images)
+        self.conditioning = conditioning
         self.classes = classes_of(dataset, conditioning.dropout) if conditioning.condition == "label" else None
+        self.captions = None
+        if conditioning.condition == "caption":
+            check_captions(dataset, conditioning.dropout)
+            self.captions = captions or train_captions(dataset, conditioning.caption)
+        num_words = self.captions.num_words if self.captions else None
         num_classes = len(self.classes) if self.classes else None
-        config = build_config(self.spec.code_grids, num_classes, conditioning.dropout, transformer, training)
+        config = build_config(self.spec.code_grids, num_classes, num_words, conditioning, transformer, training)
         self.phases = {"prior": OptimizedPhase(PriorPhase(TokenPrior(config)), training.optimizer)}
         self._baselines: dict[str, float] | None = None
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[TensorBatch]:
-        size = self.training.batch_size
+        size, options = self.training.batch_size, self.conditioning.caption
         for step in range(start_step, self.training.steps):
-            yield self.tokens.batch(batch_indices(self.seed, step, size, len(self.tokens), rank, world))
+            rows = batch_indices(self.seed, step, size, len(self.tokens), rank, world)
+            batch = self.tokens.batch(rows)
+            if self.captions is not None:
+                batch["caption"] = training_words(self.captions, options, self.tokens, rows, self.seed, step)
+            yield batch
 
     def validate(self, models: Models, collective: Collective) -> dict[str, float]:
-        """Bits per token of held-out images, beside what the unigram and the bigram need for the same images."""
+        """Bits per token of held-out images, beside what the unigram and the bigram need for the same images; where
+        there are captions, also without them.
+        """
         prior, size = token_prior(models), block_size(self.training)
         rows = own_rows(self.rows, size, collective)
 
         def blocks() -> Iterator[dict[str, Tensor]]:
             for first in range(0, len(rows), size):
-                batch = self.held_out.batch(rows[first : first + size])
-                moved = {name: value.to(collective.device) for name, value in batch.items()}
-                bits = sequence_bits(prior, moved["codes"], moved["label"] if self.classes else None)
-                yield {"bits_per_token": bits / self.spec.tokens_per_image}
+                part = rows[first : first + size]
+                batch = self.held_out.batch(part)
+                condition = condition_of(self.held_out, part, batch, prior.vocabulary, self.captions)
+                codes = batch["codes"].to(collective.device)
+                bits = sequence_bits(prior, codes, None if condition is None else condition.to(collective.device))
+                found = {"bits_per_token": bits / self.spec.tokens_per_image}
+                if self.captions is not None and prior.can_be_guided:
+                    found["bits_per_token_without_caption"] = sequence_bits(prior, codes) / self.spec.tokens_per_image
+                yield found
 
         return mean_figures(blocks(), collective) | self.baselines(collective)
 
@@ -107,33 +123,56 @@ class PriorTask:
         return self._baselines
 
     def publish(self, models: Models, folder: Path) -> None:
-        save_prior(folder, token_prior(models), self.spec, self.classes, card=self.card)
+        save_prior(folder, token_prior(models), self.spec, self.classes, self.card, self.captions)
 
     def save_figures(self, models: Models, folder: Path, step: int) -> None:
-        """Samples, every class in turn."""
+        """Samples, of every class or of held-out captions in turn."""
         prior = token_prior(models)
-        labels = torch.arange(32, device=prior.device) % len(self.classes) if self.classes else None
-        samples = generate(prior, SamplingRequest(range(32), labels))
+        condition, titles = self._shown_conditions(prior)
+        samples = generate(prior, SamplingRequest(range(SAMPLES_SHOWN), condition))
         images = self.tokenizer.model.decode_codes(samples.codes.cpu())
-        captions = [self.classes[int(label)] for label in labels] if self.classes and labels is not None else None
-        save_grid(folder / f"samples-{step:08d}.png", images, columns=8, captions=captions)
+        save_grid(folder / f"samples-{step:08d}.png", images, columns=8, captions=titles)
+
+    def _shown_conditions(self, prior: TokenPrior) -> tuple[Tensor | None, list[str] | None]:
+        """What the samples of a figure are drawn under, and their titles."""
+        if self.captions is not None:
+            texts = distinct_captions(self.held_out, SAMPLES_SHOWN) or distinct_captions(self.tokens, SAMPLES_SHOWN)
+            texts = [texts[i % len(texts)] for i in range(SAMPLES_SHOWN)]
+            return self.captions.encode(texts, prior.vocabulary.condition.length).to(prior.device), texts
+        if self.classes is None:
+            return None, None
+        labels = torch.arange(SAMPLES_SHOWN, device=prior.device) % len(self.classes)
+        return labels, [self.classes[int(label)] for label in labels]
 
 
 def build_config(
     grids: CodeGrids,
     num_classes: int | None,
-    condition_dropout: float,
+    num_words: int | None,
+    conditioning: Conditioning,
     transformer: TransformerConfig,
     training: TrainingConfig,
 ) -> PriorConfig:
-    """The configuration of a prior over codes on these grids.
+    """The configuration of a prior over codes on these grids, by captions of `num_words` different words or by one of
+    `num_classes` labels; None of both: it is unconditional.
 
     Raises:
         UserError: training it takes more memory than there is.
     """
-    vocabulary = Vocabulary.of_labels_and_levels([(grid.num_codes, grid.axes) for grid in grids], num_classes)
-    config = PriorConfig(vocabulary=vocabulary, transformer=transformer, condition_dropout=condition_dropout)
-    check_sizes(training, lambda: TokenPrior(config), 4 * vocabulary.code_length * vocabulary.most_codes)
+    levels, caption = [(grid.num_codes, grid.axes) for grid in grids], conditioning.caption
+    if num_words is None:
+        vocabulary = Vocabulary.of_labels_and_levels(levels, num_classes)
+    else:
+        vocabulary = Vocabulary.of_caption_and_levels(levels, num_words, caption.max_length)
+    config = PriorConfig(
+        vocabulary=vocabulary,
+        transformer=transformer,
+        condition_dropout=conditioning.dropout,
+        text_weight=caption.text_weight,
+        predict_pads=caption.predict_pads,
+    )
+    logits = vocabulary.code_length * vocabulary.most_codes + vocabulary.condition.length * (num_words or 0)
+    check_sizes(training, lambda: TokenPrior(config), 4 * logits)
     return config
 
 

@@ -38,7 +38,7 @@ RUN = OutputKind(
         *(
             f"{folder}/{name}"
             for folder in ("best", "last")
-            for name in ("config.json", "model.safetensors", "README.md")
+            for name in ("config.json", "model.safetensors", "README.md", "captions.json")
         ),
         "trackers/*/events.out.tfevents.*",
         "trackers/*/*/events.out.tfevents.*",

@@ -205,7 +205,8 @@ def measure_prior(folder: Path, arguments, accelerator) -> None:
     from pipelines.encode import encode
     from pipelines.models.checkpoint import save_tokenizer
     from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
-    from pipelines.training.prior_task import Conditioning, PriorTask
+    from pipelines.training.conditioning import Conditioning
+    from pipelines.training.prior_task import PriorTask
     from prior import PriorPhase, TokenPrior
     from tokenizer import Autoencoder
 

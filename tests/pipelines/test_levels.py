@@ -261,7 +261,7 @@ def test_a_pipeline_reports_every_level(finished):
 
 def test_its_image_pipeline_draws_codes_of_both_levels(finished):
     pipeline = ImageGenerationPipeline.from_pretrained(finished[1])
-    drawn = pipeline(["red circle", "blue cross"], num_images_per_prompt=2, generator=0, output_type="pt")
+    drawn = pipeline(label=["red circle", "blue cross"], num_images_per_prompt=2, generator=0, output_type="pt")
     assert drawn.tokens.shape == (4, 80) and torch.as_tensor(drawn.images).shape == (4, 3, 32, 32)
     coarse, fine = split_codes(drawn.tokens, GRIDS)
     assert coarse.max() < 20 and fine.max() < 300

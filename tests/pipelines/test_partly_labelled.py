@@ -19,8 +19,9 @@ from pipelines.evaluate.samples import Samples
 from pipelines.evaluate.token_bits import token_bits
 from pipelines.models.checkpoint import load_prior
 from pipelines.tokens.dataset import TokenDataset
+from pipelines.training.conditioning import Conditioning
 from pipelines.training.config import TrainingConfig
-from pipelines.training.prior_task import Conditioning, PriorTask
+from pipelines.training.prior_task import PriorTask
 from prior import PriorPhase, TransformerConfig, sequence_bits
 
 LABELS = [0, 1, None, 0, 1, None]

@@ -244,7 +244,7 @@ def test_a_save_that_was_killed_leaves_nothing_that_loads_and_the_next_one_compl
 ):
     folder = shutil.copytree(saved, tmp_path / "g") if overwrite else tmp_path / "g"
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.models.image_pipeline_folder.save_prior", lambda *_: os._exit(9))
+        patched.setattr("pipelines.models.image_pipeline_folder.save_prior", lambda *_, **__: os._exit(9))
         if (child := os.fork()) == 0:
             pipe.save_pretrained(folder, overwrite=overwrite)
         os.waitpid(child, 0)

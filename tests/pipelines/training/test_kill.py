@@ -44,6 +44,9 @@ condition: label
 transformer: {{dim: 16, depth: 2, heads: 2, head_dim: 8, dropout: 0.1}}
 training: {{{training}}}
 """
+CAPTION_PRIOR = PRIOR.replace(
+    "condition: label", "condition: caption\ncaption: {{vocab_size: 300, max_length: 16, bpe_dropout: 0.3}}"
+)
 TRAINING = (
     "steps: 60, batch_size: 24, validate_every: 30, validation_images: 16, save_every: 7, log_every: 1, ema_decay: 0.9"
 )
@@ -52,6 +55,8 @@ VARIANTS = [
     ("prior", 1, "gradient_accumulation_steps: 2"),
     ("tokenizer", 2, "gradient_accumulation_steps: 2"),
     ("prior", 3, "precision: bf16"),
+    ("caption_prior", 1, "gradient_accumulation_steps: 2"),
+    ("caption_prior", 2, "precision: bf16"),
     ("tokenizer", 3, "precision: fp32"),
     ("tokenizer", 4, "precision: bf16"),
     ("factor_vae", 2, "precision: bf16, gradient_accumulation_steps: 2"),
@@ -91,7 +96,8 @@ def wait_for_lines(process: subprocess.Popen, run: Path, lines: int) -> None:
 def written(tmp_path: Path, name: str, stage: str, tokens: Path, extra: str) -> tuple[Path, Path]:
     recipe, output = tmp_path / f"{name}.yaml", tmp_path / name
     training = f"{TRAINING}, {extra}" if extra else TRAINING
-    text = {"tokenizer": TOKENIZER, "factor_vae": FACTOR_VAE, "prior": PRIOR}[stage]
+    texts = {"tokenizer": TOKENIZER, "factor_vae": FACTOR_VAE, "prior": PRIOR, "caption_prior": CAPTION_PRIOR}
+    text = texts[stage]
     recipe.write_text(text.format(output=output, tokens=tokens, training=training))
     return recipe, output
 

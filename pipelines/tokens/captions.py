@@ -1,0 +1,43 @@
+"""Captions and labels of token datasets, as a prior reads them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from pipelines.models.captions import takes_captions
+from pipelines.tokens.dataset import Rows, TokenSplit
+from prior import CaptionTokenizer, Vocabulary
+
+
+def texts_of(split: TokenSplit, rows: Rows) -> list[str | None]:
+    """The captions of some rows, in the order asked; None for a row without one."""
+    texts = split.texts
+    places = np.asarray(rows).tolist()
+    return [None] * len(places) if texts is None else [texts[row] for row in places]
+
+
+def condition_of(
+    split: TokenSplit, rows: Rows, batch: dict[str, Tensor], vocabulary: Vocabulary, captions: CaptionTokenizer | None
+) -> Int[Tensor, "b ..."] | None:
+    """What a prior with this vocabulary reads of some rows, whose `batch` this is: words of their captions (b, length),
+    labels (b,), or nothing. -1 stands for what a row has not.
+    """
+    if captions is not None and takes_captions(vocabulary):
+        return captions.encode(texts_of(split, rows), vocabulary.condition.length)
+    return batch["label"] if vocabulary.conditional else None
+
+
+def distinct_captions(split: TokenSplit, most: int) -> list[str]:
+    """The first captions of a split, each once; at most so many."""
+    found: dict[str, None] = {}
+    for text in _captions(split.texts or ()):
+        if len(found) == most:
+            break
+        found[text] = None
+    return list(found)
+
+
+def _captions(texts: Sequence[str | None]) -> Iterator[str]:
+    return (text for text in texts if text and text.strip())
