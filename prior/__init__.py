@@ -11,7 +11,7 @@ from prior.completion import (
 )
 from prior.logits import SamplingOptions, process_logits
 from prior.objective import PriorPhase, sequence_bits, sequence_logprobs
-from prior.ranking import most_likely, order_by_likelihood
+from prior.ranking import likelihood_ratio, most_likely, order_by_likelihood
 from prior.sampling import GenerationOutput, SamplingRequest, Step, generate, generate_naive, stream
 from prior.sequence import codes_to_tokens, tokens_to_codes
 from prior.token_prior import PriorConfig, TokenPrior
@@ -40,6 +40,7 @@ __all__ = [
     "generate_naive",
     "importance_log_weights",
     "kept_after_a_draw",
+    "likelihood_ratio",
     "most_likely",
     "order_by_likelihood",
     "process_logits",

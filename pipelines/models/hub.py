@@ -9,8 +9,10 @@ from pipelines.base.errors import UserError
 from pipelines.base.output_folder import MARKER
 
 
-def local_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
+def local_folder(name_or_path: str | Path, revision: str | None = None, files: list[str] | None = None) -> Path:
     """The folder itself where it exists, else a download of the hub's repository of that name.
+
+    `files`: patterns of the names of those that are wanted [all].
 
     Raises:
         UserError: neither a folder here nor a repository that can be reached.
@@ -19,7 +21,7 @@ def local_folder(name_or_path: str | Path, revision: str | None = None) -> Path:
     if path.is_dir():
         return path
     try:
-        return Path(snapshot_download(str(name_or_path), revision=revision))
+        return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
     except HFValidationError as error:
         raise UserError(f"{name_or_path}: no such folder, nor a repository name of the form owner/name") from error
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
