@@ -5,6 +5,7 @@ merging with dropout is done here, with the merges that the library has learnt.
 """
 
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -91,28 +92,27 @@ class CaptionTokenizer:
         return read
 
     def _encode(self, text: str | None) -> list[int]:
-        return [] if text is None else self._tokenizer.encode(text).ids
+        return [] if text is None else self._tokenizer.encode(_encodable(text)).ids
 
     def _encode_with_dropout(self, text: str | None, dropout: float, seed: int) -> list[int]:
-        uniform = random.Random(seed).random  # the same numbers in every version of Python
-        bpe, normalizer = self._tokenizer, self._tokenizer.normalizer
-        pieces = [] if text is None else bpe.pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
-        return [word for piece, _ in pieces for word in self._merged(piece, dropout, uniform)]
+        if text is None:
+            return []
+        kept = _kept(random.Random(seed), dropout)
+        normalized = self._tokenizer.normalizer.normalize_str(_encodable(text))
+        pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(normalized)
+        return [self._ids[word] for piece, _ in pieces for word in self._merged(piece, kept)]
 
-    def _merged(self, piece: str, dropout: float, uniform) -> Iterator[int]:
-        """Algorithm 1 of arXiv 1910.13267: of the merges that are possible, less those that are dropped this time,
-        the first that was learnt is done, until none is left.
+    def _merged(self, piece: str, kept: Iterator[bool]) -> list[str]:
+        """The words of a piece of text between white space. Of the merges that are possible, less those that are
+        dropped this time, the first that was learnt is done, until none is left (arXiv 1910.13267, algorithm 1).
         """
-        words = list(piece)
-        while len(words) > 1:
-            pairs = enumerate(pairwise(words))
-            ranked = ((self._ranks[pair], place) for place, pair in pairs if pair in self._ranks)
-            possible = [merge for merge in ranked if uniform() >= dropout]
-            if not possible:
-                break
-            _, place = min(possible)
+        words, ranks = list(piece), self._ranks
+        while True:
+            possible = sorted((ranks[pair], place) for place, pair in enumerate(pairwise(words)) if pair in ranks)
+            place = next((place for _, place in possible if next(kept)), None)
+            if place is None:
+                return words
             words[place : place + 2] = [words[place] + words[place + 1]]
-        return map(self._ids.__getitem__, words)
 
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
@@ -121,6 +121,17 @@ class CaptionTokenizer:
     @cached_property
     def _ids(self) -> dict[str, int]:
         return self._tokenizer.get_vocab()
+
+
+def _kept(stream: random.Random, dropout: float) -> Iterator[bool]:
+    """Whether a merge is done. Python keeps the numbers of `random` the same in all its versions."""
+    while True:
+        yield stream.random() >= dropout
+
+
+def _encodable(text: str) -> str:
+    """Half a character, as a command line in another encoding gives, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tokenizer(merges: Sequence[tuple[str, str]]) -> Any:
@@ -154,7 +165,11 @@ def _merges(tokenizer: Any) -> list[tuple[str, str]]:
 
 
 def _library() -> Any:
-    """Hugging Face's `tokenizers`, imported when a caption is read: most priors have none."""
+    """Hugging Face's `tokenizers`, imported when a caption is read: most priors have none.
+
+    Once it has used threads, releases before 0.23 print a warning when the process forks, as data loaders do.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers
 
     return tokenizers

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prior import PriorConfig, Segment, TokenPrior, TransformerConfig, Vocabulary
+from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
 from prior.attention import LayerMasks
 
 
@@ -12,8 +12,8 @@ def make_prior() -> Callable[..., TokenPrior]:
     """A tiny prior with random weights, sharpened so that its distributions are far from uniform.
 
     `levels`: the number of codes and the grid of each level, in place of `num_codes` and `grid`.
-    `caption`: the condition is a segment of that many positions. `window`: every second layer sees only the condition's
-    first token and so many places up to its own.
+    `caption`: the condition is a caption of that many positions, out of 8 words.
+    `window`: every second layer sees only the condition's first token and so many places up to its own.
     """
 
     def make(
@@ -25,16 +25,22 @@ def make_prior() -> Callable[..., TokenPrior]:
         caption=None,
         window=None,
         levels=None,
+        text_weight=1 / 8,
+        predict_pads=True,
         **transformer,
     ):
         torch.manual_seed(0)
-        vocabulary = Vocabulary.of_labels_and_levels(levels or [(num_codes, grid)], num_classes)
-        if caption is not None:
-            vocabulary = Vocabulary(segments=(Segment(name="caption", size=8, shape=(caption,)), *vocabulary.codes))
+        levels = levels or [(num_codes, grid)]
+        if caption is None:
+            vocabulary = Vocabulary.of_labels_and_levels(levels, num_classes)
+        else:
+            vocabulary = Vocabulary.of_caption_and_levels(levels, num_words=8, caption_length=caption)
         config = PriorConfig(
             vocabulary=vocabulary,
             transformer=TransformerConfig(**{"dim": 32, "depth": 2, "heads": 2, "head_dim": 16} | transformer),
             condition_dropout=condition_dropout,
+            text_weight=text_weight,
+            predict_pads=predict_pads,
         )
         prior = TokenPrior(config).eval()
         with torch.no_grad():

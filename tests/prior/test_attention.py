@@ -51,8 +51,7 @@ gathering = pytest.mark.parametrize("few", [0, 1], ids=["masked", "gathered"])
 
 
 def vocabulary_of(levels, condition) -> Vocabulary:
-    codes = Vocabulary.of_labels_and_levels(levels).codes
-    return Vocabulary(segments=(Segment(name="caption", size=8, shape=(condition,)), *codes))
+    return Vocabulary.of_caption_and_levels(levels, num_words=8, caption_length=condition)
 
 
 def sees(layer: LayerAttention, query: int, key: int, grid) -> bool:
@@ -142,6 +141,79 @@ def test_what_a_cell_sees_as_a_picture(layer, picture):
     assert row[:3].all()  # the condition
 
 
+STREAMS = [
+    (
+        RowAttention(),
+        """
+        # . . | . . . . .
+        # # . | . . . . .
+        # # # | . . . . .
+        - - - + - - - - -
+        # # # | # . . . .
+        # # # | # # . . .
+        # # # | # # # . .
+        # # # | . # # # .
+        # # # | . . # # #
+        """,
+    ),
+    (
+        ColumnAttention(),
+        """
+        # . . | . . . . .
+        # # . | . . . . .
+        # # # | . . . . .
+        - - - + - - - - -
+        # # # | # . . . .
+        # # # | . # . . .
+        # # # | # . # . .
+        # # # | . # . # .
+        # # # | # . # . #
+        """,
+    ),
+    (
+        ConvolutionalAttention(window=3),
+        """
+        # . . | . . . . .
+        # # . | . . . . .
+        # # # | . . . . .
+        - - - + - - - - -
+        # # # | # . . . .
+        # # # | # # . . .
+        # # # | # # # . .
+        # # # | # # # # .
+        # # # | . # # # #
+        """,
+    ),
+    (
+        FullAttention(),
+        """
+        # . . | . . . . .
+        # # . | . . . . .
+        # # # | . . . . .
+        - - - + - - - - -
+        # # # | # . . . .
+        # # # | # # . . .
+        # # # | # # # . .
+        # # # | # # # # .
+        # # # | # # # # #
+        """,
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "picture"), STREAMS, ids=[layer.kind for layer, _ in STREAMS])
+def test_the_mask_of_a_stream_of_text_and_image_as_a_picture(make_prior, layer, picture):
+    """A caption of three words and a grid of three rows and two columns, of which the last code is never read. What the
+    mask of a layer shows is what the logits after one layer depend on: words see words causally, codes all words.
+    """
+    drawn = torch.tensor([[cell == "#" for cell in line.split() if cell != "|"] for line in picture.split("\n")
+                          if "+" not in line and line.strip()])  # fmt: skip
+    assert torch.equal(attention_mask(layer, vocabulary_of([(11, (3, 2, 1))], 3)), drawn)
+    prior = make_prior(grid=(3, 2, 1), caption=3, positions="rotary", attention=layer, depth=1).double()
+    codes = torch.zeros(1, 3, 2, 1, dtype=torch.long)
+    assert torch.equal(gradients(prior, codes, torch.tensor([[1, 4, -1]])), drawn)
+
+
 def test_a_window_goes_on_in_the_next_row():
     mask = attention_mask(ConvolutionalAttention(window=3), vocabulary_of([(2, (4, 4, 1))], 1))
     assert mask[1 + 8, 1:].nonzero()[:, 0].tolist() == [3, 4, 5, 7, 8]  # row 2, column 0; 3 and 7 end the rows before
@@ -192,17 +264,15 @@ def test_masks_are_no_part_of_the_weights(make_prior):
 
 
 def gradients(prior, codes, captions):
-    """Which embedded inputs (columns) the logits of each code (rows) depend on."""
+    """Which embedded inputs (columns) the logits after each of them (rows) depend on, words first, then codes."""
     embedded = []
     hook = prior.network.token_embedding.register_forward_hook(
         lambda _, __, out: embedded.append(out.double().requires_grad_()) or embedded[-1]
     )
-    logits = prior(codes, captions)
+    logits = prior.stream_logits(prior.prefix(captions, 1, captions.device), codes)
     hook.remove()
-    finite = logits[0].masked_fill(~logits[0].isfinite(), 0).square().sum(-1)
-    return torch.stack(
-        [torch.autograd.grad(one, embedded, retain_graph=True)[0][0].abs().sum(-1) > 0 for one in finite]
-    )
+    each = [position[position.isfinite()].square().sum() for segment in logits for position in segment[0]]
+    return torch.stack([torch.autograd.grad(one, embedded, retain_graph=True)[0][0].abs().sum(-1) > 0 for one in each])
 
 
 @pytest.mark.parametrize(("depth", "flash"), [(1, True), (3, True), (3, False)])
@@ -216,7 +286,7 @@ def test_logits_depend_on_what_the_masks_of_all_layers_let_through(make_prior, a
     for layer in layer_attention(attention, depth):
         reach = reach + literal_mask(layer, vocabulary, levels).long() @ reach
     codes = torch.zeros(1, *vocabulary.code_axes, dtype=torch.long)
-    assert torch.equal(gradients(prior, codes, torch.tensor([[0, 3, 2, 5]])), reach[3:] > 0)
+    assert torch.equal(gradients(prior, codes, torch.tensor([[0, 3, 2, -1]])), reach > 0)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -264,6 +334,23 @@ def test_the_cached_path_draws_what_the_naive_one_does(make_prior, monkeypatch, 
     torch.testing.assert_close(naive.logprobs, sequence_logprobs(prior, naive.codes, LABELS), atol=1e-5, rtol=0)
     for fixed_shapes, few in ((False, 0), (False, 1), (True, 1)):
         monkeypatch.setattr(cached_decoder, "FEW", few)
+        fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
+        assert torch.equal(fast.codes, naive.codes)
+        torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-5, rtol=0)
+
+
+CAPTIONS = torch.tensor([[1, 0, 7, 3], [5, 2, -1, -1], [-1, -1, -1, -1]])
+"""A whole one, a short one, and the null caption."""
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@every_attention
+def test_the_cached_path_draws_what_the_naive_one_does_for_captions(make_prior, attention, choice):
+    prior = make_prior(grid=(3, 3, 1), attention=attention, caption=4, depth=3)
+    request = SamplingRequest((3, 1, 4), CAPTIONS, CHOICES[choice], torch.zeros(3, 2, dtype=torch.long))
+    naive = generate_naive(prior, request)
+    torch.testing.assert_close(naive.logprobs, sequence_logprobs(prior, naive.codes, CAPTIONS), atol=1e-5, rtol=0)
+    for fixed_shapes in (False, True):
         fast = generate(prior, request, decoder=CachedDecoder(prior, fixed_shapes))
         assert torch.equal(fast.codes, naive.codes)
         torch.testing.assert_close(fast.logprobs, naive.logprobs, atol=1e-5, rtol=0)
