@@ -19,10 +19,12 @@ from pipelines.base.atomic_files import replacing, sync
 
 BACKGROUND, TEXT, GAP = (255, 255, 255), (60, 60, 60), 3
 MAX_SCALE, MAX_WIDTH = 4, 1600
+MAX_LINES = 4  # of a text above or under a tile
 SMALL_SECONDS = 400e-6  # two threads write images that take longer more quickly than one does (measured)
 TIMED = 4  # images whose writing is timed
 
 Images: TypeAlias = Tensor | Sequence[Tensor | Image.Image]
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -118,15 +120,16 @@ def image_grid(
 ) -> Image.Image:
     """Images of one size, laid out in rows of `columns`.
 
-    `captions` stand under each tile, `row_labels` left of each row, `column_labels` above each column; a text too wide
-    for its place ends in "…". Tiles are enlarged by the whole number `scale` (chosen if None): pixels stay square.
+    `captions` stand under each tile, `row_labels` left of each row, `column_labels` above each column. The words of a
+    text that is too wide for its place go to the next line; one that is too long ends in "…". Tiles are enlarged by
+    the whole number `scale` (chosen if None): pixels stay square.
     """
     tiles = [to_pil(image) if isinstance(image, Tensor) else image for image in images]
     _check_tiles(tiles, columns, captions)
-    layout = _Layout.of(tiles, columns, captions is not None, row_labels, bool(column_labels), scale)
+    layout = _Layout.of(tiles, columns, captions or (), row_labels or (), column_labels or (), scale)
     sheet = Image.new("RGB", layout.size, BACKGROUND)
     layout.place_tiles(sheet, tiles)
-    layout.write_texts(ImageDraw.Draw(sheet), captions or (), row_labels or (), column_labels or ())
+    layout.write_texts(ImageDraw.Draw(sheet))
     grey = all(tile.mode == "L" for tile in tiles)
     return sheet.convert("L") if grey else sheet
 
@@ -143,7 +146,9 @@ def _check_tiles(tiles: Sequence[Image.Image], columns: int, captions: Sequence[
 @dataclass(frozen=True)
 class _Layout:
     """Where tiles and texts stand on the sheet, in pixels. A tile is (width, height); `left` and `top` are the margins
-    for labels, `line` is the height of a text, `caption` that of the line under each tile (0 without captions)."""
+    for labels, `line` is the height of a line of text, `caption` that of the text under each tile (0 without captions).
+    The lines of each caption and of each column label, and the row labels, stand in `texts`.
+    """
 
     rows: int
     columns: int
@@ -153,16 +158,17 @@ class _Layout:
     top: int
     line: int
     caption: int
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    font: Font
+    texts: tuple[Sequence[Sequence[str]], Sequence[str], Sequence[Sequence[str]]]
 
     @classmethod
     def of(
         cls,
         tiles: Sequence[Image.Image],
         columns: int,
-        captions: bool,
-        row_labels: Sequence[str] | None,
-        column_labels: bool,
+        captions: Sequence[str],
+        row_labels: Sequence[str],
+        column_labels: Sequence[str],
         scale: int | None,
     ) -> Self:
         rows, columns = -(-len(tiles) // columns), min(columns, len(tiles))
@@ -170,9 +176,11 @@ class _Layout:
         scale = scale or max(1, min(MAX_SCALE, MAX_WIDTH // (columns * width), 128 // width))
         size = max(9, min(13, width * scale // 5))
         font, line = ImageFont.load_default(size=size), size + 4
+        under, above = ([_lines(text, font, width * scale) for text in texts] for texts in (captions, column_labels))
         left = max((int(font.getlength(label)) for label in row_labels), default=0) + 2 * GAP if row_labels else GAP
-        top = line + GAP if column_labels else GAP
-        return cls(rows, columns, width * scale, height * scale, left, top, line, line if captions else 0, font)
+        top = line * _most_lines(above) + GAP
+        sizes = rows, columns, width * scale, height * scale, left, top, line, line * _most_lines(under)
+        return cls(*sizes, font, (under, row_labels, above))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -187,23 +195,41 @@ class _Layout:
             enlarged = tile.resize((self.width, self.height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, self.corner(*divmod(index, self.columns)))
 
-    def write_texts(
-        self, draw: ImageDraw.ImageDraw, captions: Sequence[str], rows: Sequence[str], columns: Sequence[str]
-    ) -> None:
-        def write(text: str, x: float, y: float, anchor: str, space: float) -> None:
-            draw.text((x, y), _fit(text, self.font, space), fill=TEXT, font=self.font, anchor=anchor)
+    def write_texts(self, draw: ImageDraw.ImageDraw) -> None:
+        def write(text: str, x: float, y: float, anchor: str = "mm") -> None:
+            draw.text((x, y), text, fill=TEXT, font=self.font, anchor=anchor)
 
-        for index, caption in enumerate(captions):
+        captions, rows, columns = self.texts
+        for index, lines in enumerate(captions):
             x, y = self.corner(*divmod(index, self.columns))
-            write(caption, x + self.width / 2, y + self.height + self.line / 2, "mm", self.width)
+            for i, line in enumerate(lines):
+                write(line, x + self.width / 2, y + self.height + (i + 0.5) * self.line)
         for row, label in enumerate(rows[: self.rows]):
-            write(label, self.left - GAP, self.corner(row, 0)[1] + self.height / 2, "rm", self.left)
-        for column, label in enumerate(columns[: self.columns]):
-            x = self.corner(0, column)[0]
-            write(label, x + self.width / 2, self.top - GAP - self.line / 2, "mm", self.width)
+            y = self.corner(row, 0)[1] + self.height / 2
+            write(_fit(label, self.font, self.left), self.left - GAP, y, "rm")
+        for column, lines in enumerate(columns[: self.columns]):
+            x = self.corner(0, column)[0] + self.width / 2
+            for i, line in enumerate(reversed(lines)):
+                write(line, x, self.top - GAP - (i + 0.5) * self.line)
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, space: float) -> str:
+def _most_lines(texts: Sequence[Sequence[str]]) -> int:
+    return max(map(len, texts), default=0)
+
+
+def _lines(text: str, font: Font, space: float) -> list[str]:
+    """The text in lines that fit into `space` pixels, broken between words; what is left after the last one is cut."""
+    lines, words = [], text.split()
+    while words and len(lines) < MAX_LINES - 1:
+        count = 1
+        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= space:
+            count += 1
+        lines.append(_fit(" ".join(words[:count]), font, space))
+        words = words[count:]
+    return [*lines, _fit(" ".join(words), font, space)] if words or not lines else lines
+
+
+def _fit(text: str, font: Font, space: float) -> str:
     """The longest beginning of `text` that fits into `space` pixels, marked by "…" where something is missing."""
     if font.getlength(text) <= space:
         return text

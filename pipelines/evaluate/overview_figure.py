@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from torch import Tensor
 from pipelines.base.atomic_files import replacing
 from pipelines.base.image_grids import to_uint8
 
+MAX_LETTERS = 32  # of a line of a title
 MAX_NUMBERED = 16  # codes a side; the numbers of a finer grid would be too small to read
 
 
@@ -43,7 +45,7 @@ def draw_overview(path: str | Path, rows: list[OverviewRow], num_codes: Sequence
             _show_codes(panels[2 + levels + i], row.sampled_codes[i], size)
         _show_image(panels[1 + levels], row.reconstruction)
         _show_image(panels[-1], row.sample)
-        panels[-1].set_xlabel(row.title, fontsize=9)
+        panels[-1].set_xlabel(fill(row.title, MAX_LETTERS), fontsize=9)
     finer = ["+ finer ones"] * (levels - 1)
     titles = ("an image", "→ its codes", *finer, "→ decoded again", "new codes, sampled", *finer, "→ a new image")
     for panel, title in zip(grid[0], titles, strict=True):

@@ -75,6 +75,27 @@ def test_captions_and_labels_touch_no_tile(tmp_path):
     assert len(counts) > 2  # and text was written
 
 
+def test_a_long_text_goes_on_in_the_next_line_and_ends_where_there_is_no_more_room():
+    font = image_grids.ImageFont.load_default(size=12)
+    text = "a small red circle left of a large blue square on a grey ground"
+    lines = image_grids._lines(text, font, 128)
+    assert " ".join(lines) == text and 2 <= len(lines) <= image_grids.MAX_LINES
+    assert all(font.getlength(line) <= 128 for line in lines)
+    assert font.getlength(f"{lines[0]} {lines[1].split()[0]}") > 128  # no line is shorter than it has to be
+    assert image_grids._lines("red circle", font, 128) == ["red circle"] and image_grids._lines("", font, 128) == [""]
+    cut = image_grids._lines(text * 3, font, 128)
+    assert len(cut) == image_grids.MAX_LINES and cut[-1].endswith("…") and font.getlength(cut[-1]) <= 128
+    assert image_grids._lines("x" * 99, font, 50)[0].endswith("…")
+
+
+def test_texts_of_one_line_leave_a_figure_as_it_is_and_longer_ones_make_it_higher():
+    tiles = torch.full((2, 3, 32, 32), 0.5)
+    heights = [image_grids.image_grid(tiles, 2, [text] * 2).height for text in ("red", "a red circle", "a " * 60)]
+    assert heights[0] == heights[1] < heights[2]
+    above = [image_grids.image_grid(tiles, 2, column_labels=[text, "x"]).height for text in ("red", "a " * 60)]
+    assert above[1] - above[0] == heights[2] - heights[0]
+
+
 @pytest.mark.parametrize(
     ("images", "columns", "captions", "words"),
     [
