@@ -23,7 +23,17 @@ from pipelines.models.conditions import ImageCondition, Prompts, prompt_texts
 from pipelines.models.image_pipeline_folder import find_image_pipeline, read_generation_config, write_image_pipeline
 from pipelines.models.image_seeds import Seeds, image_seeds
 from pipelines.models.labels import Label, label_number
-from prior import CachedDecoder, SamplingOptions, SamplingRequest, Step, generate
+from pipelines.models.rerank import (
+    LIKELIHOOD,
+    DrawnImages,
+    Rerank,
+    Scorer,
+    check_counts,
+    join,
+    keep_best,
+    open_scorer,
+)
+from prior import CachedDecoder, GenerationOutput, SamplingOptions, SamplingRequest, Step, generate
 
 PIXELS_PER_PASS = {"cpu": 2**19, "cuda": 2**21}  # 8 and 32 images of 256 x 256: fixed, so that no option of a user
 MOST_IMAGES_PER_PASS = {"cpu": 16, "cuda": 256}  # changes an image
@@ -51,7 +61,7 @@ class ImageGenerationOutput:
     `tokens` are their codes, `logprobs` the log-probability in nats of every code under the conditional model as
     trained (temperature 1, no filter, no guidance): `logprobs.sum(1)` ranks the images. `labels` are class numbers,
     `prompts` captions as they were given; None where there was none. Image i comes back alone from
-    `generator=[seeds[i]]` with its label or its prompt.
+    `generator=[seeds[i]]` with its label or its prompt. `scores` are those by which candidates were chosen.
     """
 
     images: list[Image.Image] | Float[Tensor, "n c h w"] | np.ndarray
@@ -60,6 +70,7 @@ class ImageGenerationOutput:
     labels: list[int | None]
     prompts: list[str | None]
     seeds: list[int]
+    scores: Float[Tensor, " n"] | None = None
 
 
 class ImageGenerationPipeline:
@@ -77,6 +88,7 @@ class ImageGenerationPipeline:
         self.generation_config = generation_config or SamplingOptions()
         self._decoder: CachedDecoder | None = None
         self._too_long: set[str] = set()  # prompts that have been warned of
+        self._scorers: dict[str, Scorer] = {}  # by the name that `rerank` has
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +113,7 @@ class ImageGenerationPipeline:
         """Move both models, and cast them for sampling. A cast pipeline can no longer be saved."""
         for model in (self.tokenizer.model, self.prior.model):
             model.to(device=device, dtype=dtype)
+        self._scorers.clear()
         return self
 
     @classmethod
@@ -144,6 +157,8 @@ class ImageGenerationPipeline:
         *,
         label: Label | Sequence[Label] | None = None,
         num_images_per_prompt: int = 1,
+        num_candidates: int | None = None,
+        rerank: Rerank | None = None,
         generator: Seeds = None,
         output_type: OutputType = "pil",
         batch_size: int = 64,
@@ -159,33 +174,70 @@ class ImageGenerationPipeline:
         `batch_size` bounds memory, it does not change images. `callback_on_step_end(pipeline, step, steps, {"codes":
         (b,), "logprobs": (b,), "images": range})` runs after every code of every batch.
 
+        `num_candidates` of each prompt or label are drawn, and of these the best are given back, the best first, by
+        `rerank`: "likelihood" (the default), how much likelier the image is with its condition than without it;
+        "clip:FOLDER" or "clip:owner/name", a CLIP model of transformers; or a function of images (n, c, H, W) in
+        [0, 1] and the prompt or the name of the label, which gives n scores, the higher the better. Seeds and the
+        callback's `images` then count candidates.
+
         Options not given come from `generation_config`, unless they would contradict the given ones (filters under
         do_sample=False, guidance without a condition); None switches a filter off.
 
         Raises:
             UserError: unknown label or option, a prompt or a label for a prior that was not trained on such, an
-                impossible pair of options.
+                impossible pair of options; as `open_scorer`.
         """
-        conditions = self.conditions(prompt, label, num_images_per_prompt)
+        check_counts(num_images_per_prompt, num_candidates, rerank)
+        conditions = self.conditions(prompt, label, num_candidates or num_images_per_prompt)
         chosen = self.options(conditional=not conditions[0].is_null, **options)
+        scorer = self.scorer(rerank or LIKELIHOOD, not conditions[0].is_null) if num_candidates else None
         if output_type not in ("pil", "pt", "np"):
             raise UserError(f"output_type: found {output_type!r}, expected 'pil', 'pt' or 'np'")
         if batch_size < 1:
             raise UserError(f"batch_size: found {batch_size}, expected at least 1")
-        seeds = image_seeds(generator, len(conditions))
-        codes, logprobs, pictures = [], [], []
-        for start in range(0, len(conditions), batch_size):
-            rows = range(start, min(start + batch_size, len(conditions)))
-            batch = self.condition_values(conditions[start : rows.stop])
-            step_end = self._step_end(callback_on_step_end, rows)
-            request = SamplingRequest([seeds[row] for row in rows], batch, chosen)
-            drawn = generate(self.prior.model, request, decoder=self._current_decoder(), callback=step_end)
-            codes.append(drawn.codes.cpu())
-            logprobs.append(drawn.logprobs.cpu())
-            pictures.append(self.decode(drawn.codes))
-        images = _as_output(torch.cat(pictures), output_type)
-        labels, prompts = ([getattr(each, name) for each in conditions] for name in ("label", "prompt"))
-        return ImageGenerationOutput(images, torch.cat(codes), torch.cat(logprobs), labels, prompts, seeds)
+        seeds, parts = image_seeds(generator, len(conditions)), []
+        for rows in _spans(range(len(conditions)), batch_size, num_candidates or 1):
+            drawn = join(
+                [self._draw(part, conditions, seeds, chosen, callback_on_step_end) for part in _spans(rows, batch_size)]
+            )
+            if scorer is not None:
+                texts = [conditions[row].title(self.classes) or None for row in rows[::num_candidates]]
+                drawn = keep_best(drawn, texts, scorer, num_images_per_prompt)
+            parts.append(drawn)
+        return self._output(join(parts), conditions, seeds, output_type)
+
+    def _draw(
+        self,
+        rows: range,
+        conditions: list[ImageCondition],
+        seeds: list[int],
+        options: SamplingOptions,
+        callback: StepEndCallback | None,
+    ) -> DrawnImages:
+        """The images of these rows, side by side."""
+        values = self.condition_values(conditions[rows.start : rows.stop])
+        request = SamplingRequest(seeds[rows.start : rows.stop], values, options)
+        step_end = self._step_end(callback, rows)
+        drawn = generate(self.prior.model, request, decoder=self._current_decoder(), callback=step_end)
+        tokens = GenerationOutput(torch.as_tensor(drawn.codes.cpu()), drawn.logprobs.cpu())
+        return DrawnImages(torch.tensor(rows), self.decode(drawn.codes), tokens)
+
+    def _output(
+        self, drawn: DrawnImages, conditions: list[ImageCondition], seeds: list[int], output_type: OutputType
+    ) -> ImageGenerationOutput:
+        rows, tokens = drawn.rows.tolist(), drawn.tokens
+        labels, prompts = ([getattr(conditions[row], name) for row in rows] for name in ("label", "prompt"))
+        images = _as_output(drawn.images, output_type)
+        seeds = [seeds[row] for row in rows]
+        return ImageGenerationOutput(images, tokens.codes, tokens.logprobs, labels, prompts, seeds, drawn.scores)
+
+    def scorer(self, rerank: Rerank, conditional: bool) -> Scorer:
+        """What `rerank` names; a CLIP model is loaded once. Raises UserError as `open_scorer`."""
+        if not isinstance(rerank, str):
+            return open_scorer(rerank, self.prior.model, conditional)
+        if rerank not in self._scorers or not conditional:
+            self._scorers[rerank] = open_scorer(rerank, self.prior.model, conditional)
+        return self._scorers[rerank]
 
     @torch.inference_mode()
     def decode(self, codes: Int[Tensor, " b *codes"]) -> Float[Tensor, "b c h w"]:
@@ -292,6 +344,12 @@ class ImageGenerationPipeline:
         return lambda step: callback(
             self, step.position, steps, {"codes": step.codes, "logprobs": step.logprobs, "images": rows}
         )
+
+
+def _spans(rows: range, at_most: int, multiple: int = 1) -> list[range]:
+    """Consecutive parts of the rows, of a multiple of rows each: at most so many, or one multiple."""
+    size = max(1, at_most // multiple) * multiple
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def images_per_pass(device: str, image_size: int) -> int:

@@ -1,7 +1,7 @@
 """Which candidates of a prompt are kept: by the prior's own likelihood, by CLIP, or by any function."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,12 +23,20 @@ Rerank = str | ScoreFunction
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Images in [0, 1] of one condition, as they were drawn. `text` is the prompt or the name of the label."""
+class DrawnImages:
+    """Images in [0, 1] and their codes, on the CPU. `rows` are their numbers among all that are drawn, `scores` those
+    by which they were chosen.
+    """
 
+    rows: Int[Tensor, " n"]
     images: Float[Tensor, "n c h w"]
-    drawn: GenerationOutput
-    text: str | None
+    tokens: GenerationOutput
+    scores: Float[Tensor, " n"] | None = None
+
+    def take(self, chosen: slice | Int[Tensor, " k"]) -> "DrawnImages":
+        """Some of them, without scores."""
+        tokens = GenerationOutput(torch.as_tensor(self.tokens.codes[chosen]), self.tokens.logprobs[chosen])
+        return DrawnImages(self.rows[chosen], self.images[chosen], tokens)
 
 
 class Scorer(Protocol):
@@ -36,7 +44,9 @@ class Scorer(Protocol):
 
     weights: Sequence[Path]
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, " n"]: ...
+    def __call__(self, candidates: DrawnImages, text: str | None) -> Float[Tensor, " n"]:
+        """Of images of one condition; `text` is the prompt or the name of the label. The higher the better."""
+        ...
 
 
 class LikelihoodScorer:
@@ -47,8 +57,10 @@ class LikelihoodScorer:
     def __init__(self, prior: TokenPrior):
         self.prior = prior
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, " n"]:
-        return likelihood_ratio(self.prior, candidates.drawn).cpu()
+    def __call__(self, candidates: DrawnImages, text: str | None) -> Float[Tensor, " n"]:
+        tokens, device = candidates.tokens, self.prior.device
+        there = GenerationOutput(torch.as_tensor(tokens.codes.to(device)), tokens.logprobs.to(device))
+        return likelihood_ratio(self.prior, there).cpu()
 
 
 class TextScorer:
@@ -57,8 +69,8 @@ class TextScorer:
     def __init__(self, function: ScoreFunction, weights: Sequence[Path] = ()):
         self.function, self.weights = function, weights
 
-    def __call__(self, candidates: Candidates) -> Float[Tensor, " n"]:
-        scores = torch.as_tensor(self.function(candidates.images, candidates.text), dtype=torch.float32).detach().cpu()
+    def __call__(self, candidates: DrawnImages, text: str | None) -> Float[Tensor, " n"]:
+        scores = torch.as_tensor(self.function(candidates.images, text), dtype=torch.float32).detach().cpu()
         if scores.shape != (len(candidates.images),):
             found, expected = tuple(scores.shape), (len(candidates.images),)
             raise UserError(f"rerank: the function gave scores of the shape {found}, expected {expected}, one an image")
@@ -91,6 +103,32 @@ def open_scorer(rerank: Rerank, prior: TokenPrior, conditional: bool) -> Scorer:
     return LikelihoodScorer(prior)
 
 
-def best_first(scores: Float[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
-    """Indices of the `count` highest scores, the highest first; equals keep their order."""
-    return scores.argsort(descending=True, stable=True)[:count]
+def check_counts(kept: int, num_candidates: int | None, rerank: Rerank | None) -> None:
+    """Raise UserError where there are fewer candidates than images to keep, or a rerank without candidates."""
+    if num_candidates is None and rerank is not None:
+        raise UserError("rerank: needs num_candidates, how many images to choose from")
+    if num_candidates is not None and num_candidates < max(kept, 1):
+        raise UserError(f"num_candidates: found {num_candidates}, expected at least the {kept} images to keep")
+
+
+def keep_best(drawn: DrawnImages, texts: Sequence[str | None], scorer: Scorer, keep: int) -> DrawnImages:
+    """The `keep` images with the highest scores of each text, the highest first; equals keep their order.
+
+    The candidates of a text lie side by side, as many for each.
+    """
+    candidates, best = len(drawn.rows) // len(texts), []
+    for i, text in enumerate(texts):
+        group = drawn.take(slice(i * candidates, (i + 1) * candidates))
+        scores = scorer(group, text)
+        order = scores.argsort(descending=True, stable=True)[:keep]
+        best.append(replace(group.take(order), scores=scores[order]))
+    return join(best)
+
+
+def join(parts: Sequence[DrawnImages]) -> DrawnImages:
+    """All images, one part after the other; either all parts have scores, or none has."""
+    codes = torch.cat([part.tokens.codes for part in parts])
+    tokens = GenerationOutput(codes, torch.cat([part.tokens.logprobs for part in parts]))
+    scores = [part.scores for part in parts if part.scores is not None]
+    rows, images = torch.cat([part.rows for part in parts]), torch.cat([part.images for part in parts])
+    return DrawnImages(rows, images, tokens, torch.cat(scores) if scores else None)

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.base.errors import UserError
 from pipelines.models import rerank_clip
-from pipelines.models.rerank import Candidates, best_first, open_scorer
+from pipelines.models.rerank import DrawnImages, keep_best, open_scorer
 from pipelines.models.rerank_clip import ClipScorer
 from prior import GenerationOutput, PriorConfig, TokenPrior, TransformerConfig, Vocabulary, generate, likelihood_ratio
 from prior import SamplingRequest as Request
@@ -28,9 +28,9 @@ def make_prior(condition_dropout=0.1):
     return TokenPrior(config).eval()
 
 
-def candidates(images, text="a red circle"):
+def candidates(images):
     nothing = GenerationOutput(torch.zeros(len(images), 2, 2, 1, dtype=torch.long), torch.zeros(len(images), 4))
-    return Candidates(images, nothing, text)
+    return DrawnImages(torch.arange(len(images)), images, nothing)
 
 
 def random_images(n, channels=3):
@@ -75,7 +75,7 @@ def test_clip_scores_are_the_similarity_of_image_and_text(clip_folder, monkeypat
 
     monkeypatch.setattr(rerank_clip, "IMAGES_PER_PASS", 2)  # several passes, the last one smaller
     images = random_images(5, channels)
-    found = open_scorer(f"clip:{clip_folder}", make_prior(), True)(candidates(images, "red"))
+    found = open_scorer(f"clip:{clip_folder}", make_prior(), True)(candidates(images), "red")
     model = CLIPModel.from_pretrained(clip_folder).eval()
     processor: Any = CLIPProcessor.from_pretrained(clip_folder)
     levels = [(image.expand(3, -1, -1) * 255).round().byte().numpy() for image in images]
@@ -90,7 +90,7 @@ def test_clip_scores_are_the_similarity_of_image_and_text(clip_folder, monkeypat
 @needs_transformers
 def test_clip_compares_with_the_text(clip_folder):
     scorer, images = open_scorer(f"clip:{clip_folder}", make_prior(), True), random_images(3)
-    assert not torch.equal(scorer(candidates(images, "red")), scorer(candidates(images, "blue")))
+    assert not torch.equal(scorer(candidates(images), "red"), scorer(candidates(images), "blue"))
     assert [path.name for path in scorer.weights] == ["model.safetensors"]
 
 
@@ -131,7 +131,7 @@ def test_clip_without_transformers_names_the_extra(monkeypatch, tmp_path):
 def test_the_likelihood_is_that_of_the_prior():
     prior = make_prior()
     drawn = generate(prior, Request(range(4), torch.tensor([0, 1, 2, 0])))
-    found = open_scorer("likelihood", prior, True)(Candidates(random_images(4), drawn, "red"))
+    found = open_scorer("likelihood", prior, True)(DrawnImages(torch.arange(4), random_images(4), drawn), "red")
     assert torch.equal(found, likelihood_ratio(prior, drawn))
 
 
@@ -144,7 +144,7 @@ def test_a_function_is_given_images_and_text(as_given):
         return as_given(images.mean((1, 2, 3)))
 
     images = random_images(4)
-    scores = open_scorer(brightness, make_prior(), False)(candidates(images))
+    scores = open_scorer(brightness, make_prior(), False)(candidates(images), "a red circle")
     torch.testing.assert_close(scores, images.mean((1, 2, 3)))
     assert seen == ["a red circle"]
 
@@ -169,8 +169,18 @@ def test_what_cannot_rank_is_refused(rerank, conditional, condition_dropout, mes
 )
 def test_scores_that_are_none_are_refused(scores, message):
     with pytest.raises(UserError, match=message):
-        open_scorer(lambda images, text: scores, make_prior(), True)(candidates(random_images(4)))
+        open_scorer(lambda images, text: scores, make_prior(), True)(candidates(random_images(4)), "red")
 
 
-def test_the_highest_scores_come_first_and_equals_keep_their_order():
-    assert best_first(torch.tensor([1.0, 3.0, -torch.inf, 3.0, 2.0]), 3).tolist() == [1, 3, 4]
+def test_of_each_text_the_highest_scores_come_first_and_equals_keep_their_order():
+    images = torch.tensor([1.0, 3.0, -torch.inf, 3.0, 2.0, 0.0, 0.0, 5.0]).view(8, 1, 1, 1)
+    seen = []
+
+    def scorer(group, text):
+        seen.append((text, group.rows.tolist()))
+        return group.images[:, 0, 0, 0]
+
+    kept = keep_best(candidates(images), ["a", "b"], scorer, 3)
+    assert kept.rows.tolist() == [1, 3, 0, 7, 4, 5]
+    assert kept.scores.tolist() == kept.images.flatten().tolist() == [3.0, 3.0, 1.0, 5.0, 2.0, 0.0]
+    assert seen == [("a", [0, 1, 2, 3]), ("b", [4, 5, 6, 7])]
