@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipelines.models.completion import complete_images
     from pipelines.models.image_pipeline import ImageGenerationPipeline
 
-__all__ = ["ImageGenerationPipeline"]
+__all__ = ["ImageGenerationPipeline", "complete_images"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from pipelines.models.image_pipeline import ImageGenerationPipeline
 
         return ImageGenerationPipeline
+    if name == "complete_images":
+        from pipelines.models.completion import complete_images
+
+        return complete_images
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

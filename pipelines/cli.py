@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.base.program import run_program
+from pipelines.cli_completion import complete
 from pipelines.recipes.command_options import (
     LARGEST_SEED,
     MOST_IMAGES,
@@ -163,6 +164,9 @@ def sample(
         options=options,
     )
     command(model, output, request, overwrite)
+
+
+app.command()(complete)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,7 +57,7 @@ def split_codes(codes: Tensor, grids: CodeGrids) -> list[Tensor]:
     return [part.unflatten(1, grid.axes) for part, grid in zip(parts, grids, strict=True)]
 
 
-def join_codes(levels: Sequence[Integer[Tensor, "b _ _ _"]]) -> Tensor:
+def join_codes(levels: Sequence[Shaped[Tensor, "b _ _ _"]]) -> Tensor:
     """Inverse of `split_codes`."""
     return levels[0] if len(levels) == 1 else torch.cat([level.flatten(1) for level in levels], dim=1)
 

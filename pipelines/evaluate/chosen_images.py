@@ -11,17 +11,18 @@ from torch import Tensor
 
 from pipelines.base.errors import UserError
 from pipelines.data import ImageDataset, Preprocess
-from pipelines.data.dataset import Unreadable
+from pipelines.data.dataset import Example, Unreadable
 from pipelines.data.image_files import DECODE_ERRORS, open_image, reason
 from pipelines.data.preprocess import prepare_image
 
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """Images and their labels (-1: none)."""
+    """Images, their labels (-1: none) and their captions (None: none)."""
 
     image: UInt8[Tensor, "n c h w"]
     label: Int64[Tensor, " n"]
+    text: tuple[str | None, ...]
 
     def digest(self) -> str:
         """sha256 of pixels and labels."""
@@ -38,29 +39,31 @@ def choose_images(
     """
     rows = open_rows() if any(_is_row(name) for name in names) else None
     found = [
-        _row(rows, int(name)) if rows is not None and _is_row(name) else (_file(Path(name), preprocess, max_pixels), -1)
+        _row(rows, int(name)) if rows is not None and _is_row(name) else _file(Path(name), preprocess, max_pixels)
         for name in names
     ]
-    return ChosenImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
+    labels = [-1 if each.label is None else each.label for each in found]
+    image = torch.stack([each.image for each in found])
+    return ChosenImages(image, torch.tensor(labels), tuple(each.text for each in found))
 
 
 def _is_row(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def _row(images: ImageDataset, row: int) -> tuple[Tensor, int]:
+def _row(images: ImageDataset, row: int) -> Example:
     if row >= len(images):
         raise UserError(f"row {row}: the split has {len(images):,} images, expected 0 to {len(images) - 1}")
     found = images.read(row)
     if isinstance(found, Unreadable):
         raise UserError(f"row {row}: cannot be read ({found})")
-    return found.image, -1 if found.label is None else found.label
+    return found
 
 
-def _file(path: Path, preprocess: Preprocess, max_pixels: int) -> Tensor:
+def _file(path: Path, preprocess: Preprocess, max_pixels: int) -> Example:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a row number or the path of an image")
     try:
-        return prepare_image(open_image(path, max_pixels), preprocess)
+        return Example(str(path), prepare_image(open_image(path, max_pixels), preprocess))
     except DECODE_ERRORS as error:
         raise UserError(f"{path}: cannot be read as an image ({reason(error)})") from error
