@@ -7,17 +7,18 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from pipelines.base.errors import UserError
+from pipelines.data.caption_files import caption_beside
 from pipelines.data.image_files import open_image
 from pipelines.data.source import Factors, PixelArray, Reader, RowContent, RowMetadata, Split
 
@@ -35,9 +36,10 @@ class HuggingFaceConfig(BaseModel):
     `path`: a name on the hub, a local folder, or a builder such as "parquet" or "imagefolder". `label`: a column of
     ClassLabels, integers or strings (their sorted distinct values become the classes); null, and -1 among ClassLabels,
     is a row without a label. Where it is not given, the classes of an image folder are its subfolders. `key`: names
-    each image; without it the path of its file does, or the row number. `factor_columns`: ground-truth factors of
-    variation; their sorted distinct values are numbered. `splits` says how the data spells a split
-    ({test: eval}).
+    each image; without it the path of its file does, or the row number. `text`: a column of captions; for a folder of
+    images on this machine, `caption_extension` (such as .txt) names files beside the images instead. `factor_columns`:
+    ground-truth factors of variation; their sorted distinct values are numbered. `splits` says how the data spells a
+    split ({test: eval}).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,9 +53,16 @@ class HuggingFaceConfig(BaseModel):
     image: str = "image"
     label: str | None = None
     text: str | None = None
+    caption_extension: str | None = Field(default=None, pattern=r"^\.[A-Za-z0-9_.-]*[A-Za-z0-9]$", max_length=32)
     key: str | None = None
     factor_columns: tuple[str, ...] = ()
     splits: dict[Split, str] = {}
+
+    @model_validator(mode="after")
+    def _captions_have_one_place(self) -> Self:
+        if self.text is not None and self.caption_extension is not None:
+            raise ValueError(f"found text {self.text!r} and caption_extension {self.caption_extension!r}, expected one")
+        return self
 
 
 class HuggingFaceSplits:
@@ -223,7 +232,8 @@ class HuggingFace:
         self.label_column, self.classes, self.numbers = splits.label_column, splits.classes, splits.labels
         if self.numbers is not None and not set(data.unique(self.label_column)) & self.numbers.keys():
             self.label_column = self.classes = self.numbers = None  # a test split whose labels are withheld
-        self.has_text, self.factor_values = config.text is not None, splits.factors
+        self.has_text = config.text is not None or config.caption_extension is not None
+        self.factor_values = splits.factors
         self.array: PixelArray | None = None
         meaning = [config.image, self.label_column, self.classes, self.max_pixels]
         self.fingerprint: str | None = f"{data._fingerprint} {json.dumps(meaning)}"
@@ -246,13 +256,20 @@ class HuggingFace:
         found = self._columns(rows, columns)
         labels = self.labels(rows) if labels is None else labels
         numbers = [None] * len(rows) if labels is None else [n if n >= 0 else None for n in labels.tolist()]
-        texts = [None] * len(rows) if text is None else [None if v is None else str(v) for v in found[text]]
+        texts = self._captions(rows) if text is None else [None if v is None else str(v) for v in found[text]]
         keys = [None] * len(rows) if key is None else [None if v is None else str(v) for v in found[key]]
         if None in keys:
             files = self._paths(rows)
             keys = [k or self._key(row, file) for k, row, file in zip(keys, rows, files, strict=True)]
         known = [{column: found[column][place] for column in self.factor_values} or None for place in range(len(rows))]
         return [RowMetadata(str(k), n, t, f) for k, n, t, f in zip(keys, numbers, texts, known, strict=True)]
+
+    def _captions(self, rows: Sequence[int]) -> list[str | None]:
+        """The captions in files beside the images, where the recipe says that there are such."""
+        extension = self.config.caption_extension
+        if extension is None:
+            return [None] * len(rows)
+        return [caption_beside(path, extension) for path in self._paths(rows)]
 
     def labels(self, rows: Sequence[int]) -> Int64[Tensor, " n"] | None:
         if self.numbers is None or self.label_column is None:

@@ -1,11 +1,13 @@
 """What is particular to Hugging Face. What holds for all sources stands in test_source_contract.py."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
 
 from pipelines.base.errors import UserError
-from pipelines.data import SPLITS, Example, Unreadable, open_images
+from pipelines.data import SPLITS, DataConfig, Example, Unreadable, open_images
 from tests.pipelines.conftest import read_example
 from tests.pipelines.data.conftest import WHOLE, config, noise_image, png, write_table
 
@@ -37,6 +39,41 @@ def test_a_folder_with_captions(example):
     assert texts.pop("test/04.png") == "test picture 4"
     assert len(texts) == 15
     assert [e.key for e in found if isinstance(e, Unreadable)] == ["train/03.png"]
+
+
+def write_captioned_folder(folder: Path, captions: list[bytes | None], extension: str = ".txt") -> DataConfig:
+    for number, content in enumerate(captions):
+        noise_image(number).save(folder / f"{number}.png")
+        if content is not None:
+            (folder / f"{number}{extension}").write_bytes(content)
+    source = {"kind": "huggingface", "path": "imagefolder", "data_dir": str(folder), "caption_extension": extension}
+    return config(source, **WHOLE)
+
+
+@pytest.mark.parametrize("extension", [".txt", ".caption"])
+def test_captions_in_files_beside_the_images(tmp_path, extension):
+    captions = [b"a cat", None, b" two\n  lines \n", b"", "ein grüner Kreis".encode()]
+    dataset = open_images(write_captioned_folder(tmp_path, captions, extension), "train")
+    assert dataset.has_text
+    found = {row.key: row.text for row in dataset.read_batch(range(5)).metadata}
+    expected = ["a cat", None, "two lines", None, "ein grüner Kreis"]
+    assert found == {f"{number}.png": text for number, text in enumerate(expected)}
+    before = dataset.content_digest()
+    (tmp_path / f"0{extension}").write_text("another cat")
+    assert dataset.content_digest() != before
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"\xff\xfe", "is not UTF-8"), (b"x" * 2**17, "larger than 65,536")])
+def test_a_file_that_is_no_caption_is_named(tmp_path, content, words):
+    dataset = open_images(write_captioned_folder(tmp_path, [b"a cat", content]), "train")
+    with pytest.raises(UserError, match=rf"1\.txt: .*{words}"):
+        dataset.read_batch(range(2))
+
+
+@pytest.mark.parametrize("wrong", [{"caption_extension": "txt"}, {"caption_extension": ".txt", "text": "caption"}])
+def test_captions_have_one_place_that_is_named_as_an_extension(wrong):
+    with pytest.raises(ValueError, match="caption_extension"):
+        config({"kind": "huggingface", "path": "imagefolder", **wrong})
 
 
 def test_an_unknown_column_lists_the_known(parquet):
