@@ -203,7 +203,8 @@ def evaluate(
     draws: Draws = 5000,
     max_images: MaxImages = None,
     samples: Annotated[
-        Path | None, typer.Option(help="output of `smalti sample` from this model: do images show their labels?")
+        Path | None,
+        typer.Option(help="output of `smalti sample` from this model: do images show their labels or captions?"),
     ] = None,
     classifier: Annotated[
         Path | None, typer.Option(help="run of the classifier that tells; shapes in colour need none")
@@ -212,7 +213,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure a stage-one model on held-out images: likelihood, PSNR, the health of its latent, disentanglement.
-    With --samples also how many of its class-conditional samples show their label.
+    With --samples also how many of its samples show their label or caption.
 
     Example: smalti evaluate runs/vae_family/vae --output evaluated --draws 5000
     """

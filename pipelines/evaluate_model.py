@@ -1,5 +1,5 @@
 """How good is a stage-one model? `smalti evaluate`: the likelihood of held-out images, its latent and its factors, and
-whether samples show their labels.
+whether samples show their labels or captions.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.data import DataConfig, ImageDataset, Split
+from pipelines.evaluate.caption_check import CaptionCheck, open_caption_check
 from pipelines.evaluate.disentanglement import disentanglement, draw_mutual_information, scores_that_are_possible
 from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.image_likelihood import SEED, measure_images, pixels_are_known
@@ -43,8 +44,8 @@ EVALUATION = OutputKind(
 class EvaluationRequest(BaseModel):
     """The first `max_images` images of a split (None: all). `draws` latents of each bound its likelihood.
 
-    `samples`: output of `smalti sample` from this model, whose images are to show their labels. `classifier`: the run
-    of the classifier that tells; shapes in colour need none.
+    `samples`: output of `smalti sample` from this model, whose images are to show their labels or captions.
+    `classifier`: the run of the classifier that tells labels; shapes in colour need none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,9 +78,10 @@ def evaluate_model(
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     images = open_held_out(tokenizer, data, request.split, accelerator)
-    check = open_label_check(request.samples, request.classifier, tokenizer, data, images)
+    check = open_caption_check(request.samples, request.classifier, tokenizer, data, output)
+    check = check or open_label_check(request.samples, request.classifier, tokenizer, data, images)
     known = identity_of(tokenizer, source_digest(data, images), request, ("batch_size", "samples", "classifier"))
-    identity = {"fingerprint": tokenizer.fingerprint, **known, **({"labels": check.digests} if check else {})}
+    identity = {"fingerprint": tokenizer.fingerprint, **known, **({check.name: check.digests} if check else {})}
     if not overwrite and read_json_if_valid(output / "request.json") not in (None, identity):
         raise UserError(
             f"{output}: holds an evaluation of another model, other images, other samples or other options; choose "
@@ -104,7 +106,7 @@ def evaluate_model(
 def _evaluate(
     tokenizer: LoadedTokenizer,
     images: ImageDataset,
-    check: LabelCheck | None,
+    check: LabelCheck | CaptionCheck | None,
     request: EvaluationRequest,
     identity: dict[str, Any],
     output: Path,
@@ -113,7 +115,7 @@ def _evaluate(
     """Everything is measured by all processes, and written by the first."""
     model, rows = tokenizer.model, min(len(images), request.max_images or len(images))
     exact = pixels_are_known(model, images)
-    labels = check.measure(request.split, request.max_images, accelerator) if check else None
+    checked = {check.name: asdict(check.measure(request.split, request.max_images, accelerator))} if check else {}
     factors = images.factors(range(1)) is not None
     window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=factors)
     found = measure_images(model, images, rows, request.draws, request.batch_size, output, accelerator)
@@ -133,7 +135,8 @@ def _evaluate(
         "figures": figures_of(found),
         **_health(window),
         "disentanglement": None,
-        "labels": asdict(labels) if labels else None,
+        "labels": None,
+        **checked,
         "notes": _notes(model, found),
     }
     if accelerator.is_main_process:

@@ -22,12 +22,23 @@ from pipelines.base.redaction import redact
 from pipelines.base.signals import Interrupted
 from pipelines.data import RESOURCES, open_images
 from pipelines.encode import encode
+from pipelines.evaluate.caption_accuracy import checks_captions
+from pipelines.evaluate.caption_check import CaptionCheck
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.code_usage import code_usage
 from pipelines.evaluate.label_accuracy import label_accuracy
 from pipelines.evaluate.overview_figure import draw_overview
 from pipelines.evaluate.overview_rows import overview_rows
-from pipelines.evaluate.report import FIGURES, Report, is_complete, place_figure, print_report, write_report
+from pipelines.evaluate.report import (
+    FIGURES,
+    OF_CAPTIONS,
+    Report,
+    figures_of,
+    is_complete,
+    place_figure,
+    print_report,
+    write_report,
+)
 from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate.token_bits import token_bits
 from pipelines.models.captions import CAPTIONS
@@ -60,7 +71,7 @@ PARTS_OF_PIPELINE = {
 PIPELINE = OutputKind(
     "a pipeline",
     "smalti run",
-    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *FIGURES),
+    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *FIGURES, *OF_CAPTIONS),
     key="output",
     parts=tuple(PARTS_OF_PIPELINE),
 )
@@ -146,7 +157,7 @@ def finished_report(recipe: PipelineRecipe) -> Report | None:
     report = read_json_if_valid(root / "report.json")
     if report is None or not is_complete(report) or report.get("recipe") != identity(recipe):
         return None
-    shown = all((root / name).is_file() for name in FIGURES)
+    shown = all((root / name).is_file() for name in figures_of(report))
     return report if shown and report.get("sources") == sources(root) else None
 
 
@@ -282,6 +293,7 @@ class Chain:
             "codes": asdict(usage),
             "bits_per_token": asdict(bits),
             "labels": self._label_accuracy() if self.recipe.prior.condition == "label" else None,
+            "captions": self._caption_accuracy(),
         }
 
     def draw_overview(self) -> None:
@@ -299,6 +311,15 @@ class Chain:
         if pipeline.takes_captions:
             return ImageCondition(prompt=caption or "")
         return ImageCondition(index % pipeline.num_classes if pipeline.num_classes else None)
+
+    def _caption_accuracy(self) -> dict[str, Any] | None:
+        """Of samples whose captions the pixels can be checked against."""
+        data, chosen, samples = self.recipe.tokenizer.data, self.recipe.evaluate, read_samples(self.root / "samples")
+        if samples.prompts is None or not checks_captions(data):
+            return None
+        tokenizer = load_tokenizer(self.root / "tokenizer", self.accelerator.device)
+        check = CaptionCheck(samples, data, tokenizer, self.root)
+        return asdict(check.measure(chosen.split, chosen.max_images, self.accelerator))
 
     def _label_accuracy(self) -> dict[str, Any]:
         chosen, samples = self.recipe.evaluate, read_samples(self.root / "samples")

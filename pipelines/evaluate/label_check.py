@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from accelerate import Accelerator
 
@@ -18,6 +19,7 @@ from pipelines.tokens.facts import shortened
 class LabelCheck:
     """`samples` that fit their model and its `data`, and the `classifier` that tells labels where pixels do not."""
 
+    name: ClassVar[str] = "labels"
     samples: Samples
     data: DataConfig
     classifier: Path | None
@@ -52,8 +54,9 @@ def open_label_check(
         return None
     with prefixed("--samples: "):
         found = read_samples(samples)
-        _check_samples(found, tokenizer, images)
-        _check_weights(found, tokenizer)
+        _check_labels(found, images)
+        check_image_shape(found, tokenizer)
+        check_weights(found, tokenizer)
     # Samples are what the likelihood expects: grey, also of a model that was trained on black and white.
     prepared = data.model_copy(update={"preprocess": tokenizer.preprocess, "binarize": None})
     with prefixed("--classifier: "):
@@ -61,19 +64,23 @@ def open_label_check(
     return LabelCheck(found, prepared, classifier)
 
 
-def _check_samples(samples: Samples, tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
+def _check_labels(samples: Samples, images: ImageDataset) -> None:
     if not samples.labels or min(samples.labels) < 0:
         raise UserError(f"{samples.folder}: found samples without a label, expected class-conditional ones")
     if images.classes and images.classes != samples.classes:
         found = shortened(tuple(samples.classes) if samples.classes else None)
         raise UserError(f"{samples.folder}: the classes are {found}; the data has {shortened(tuple(images.classes))}")
+
+
+def check_image_shape(samples: Samples, tokenizer: LoadedTokenizer) -> None:
+    """Raises UserError for samples of another size than the model's."""
     config = tokenizer.model.config
     expected = (config.channels, config.image_size, config.image_size)
     if (shape := tuple(samples.read_images(range(1)).shape[1:])) != expected:
         raise UserError(f"{samples.folder}: found images of shape {shape} (c, h, w), the model's are {expected}")
 
 
-def _check_weights(samples: Samples, tokenizer: LoadedTokenizer) -> None:
+def check_weights(samples: Samples, tokenizer: LoadedTokenizer) -> None:
     """Raises UserError for samples of another tokenizer or, where it belongs to an image pipeline, of another prior."""
     expected, whole = {"tokenizer": tokenizer.folder}, tokenizer.folder.parent
     if (whole / "model_index.json").is_file():

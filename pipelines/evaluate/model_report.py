@@ -8,6 +8,8 @@ from typing import Any
 
 from pipelines.base.atomic_files import write_json
 from pipelines.base.errors import UserError
+from pipelines.evaluate.caption_check import FIGURE
+from pipelines.evaluate.caption_table import caption_rows, caption_table
 from pipelines.evaluate.image_likelihood import mean_of
 from pipelines.evaluate.label_table import label_rows, label_table
 from pipelines.evaluate.report_table import print_rows, write_markdown
@@ -20,6 +22,7 @@ FIGURES = {
     "likelihood.png": "Bounds of -ln p(x) of single images",
     "latents.png": "KL of every latent unit, and the aggregate posterior beside the prior",
     "mutual_information.png": "Which latent unit tells about which factor",
+    FIGURE: "Samples under their captions, and what is wrong with them",
 }
 NAMES = {
     "negative_elbo": "negative ELBO",
@@ -81,13 +84,16 @@ def rows(report: Report) -> list[tuple[str, str]]:
         lines += [(name, f"{value:.4f}") for name, value in _scores(scores).items()]
     if labels := report.get("labels"):  # reports from before samples were checked lack the key
         lines += label_rows(labels)
+    if captions := report.get("captions"):
+        lines += caption_rows(captions)
     return lines + [("note", note) for note in report["notes"]]
 
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the evaluation is complete."""
-    labels = report.get("labels")
-    write_markdown(folder, title, rows(report), FIGURES, label_table(labels) if labels else "")
+    labels, captions = report.get("labels"), report.get("captions")
+    tables = (label_table(labels) if labels else "") + (caption_table(captions) if captions else "")
+    write_markdown(folder, title, rows(report), FIGURES, tables)
     write_json(folder / "report.json", report)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from pipelines.base.atomic_files import replacing, write_json
 from pipelines.base.progress import clock
+from pipelines.evaluate.caption_check import FIGURE
+from pipelines.evaluate.caption_table import caption_rows, caption_table
 from pipelines.evaluate.label_table import label_rows, label_table
 from pipelines.evaluate.report_table import print_rows, write_markdown
 
@@ -17,6 +19,7 @@ FIGURES = {
     "samples.png": "Samples of the prior, decoded",
     "codes.png": "How often each code is used, and what the most and least used ones look like",
 }
+OF_CAPTIONS = {FIGURE: "Samples under their captions, and what is wrong with them"}
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
@@ -38,6 +41,8 @@ def rows(report: Report) -> list[tuple[str, str]]:
     ]
     if labels := report["labels"]:
         lines += label_rows(labels)
+    if captions := report.get("captions"):  # reports from before captions were checked lack the key
+        lines += caption_rows(captions)
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
@@ -55,9 +60,16 @@ def _level(tokens: Mapping[str, Any]) -> str:
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
-    labels = report["labels"]
-    write_markdown(folder, title, rows(report), FIGURES, label_table(labels) if labels else "")
+    labels, captions = report["labels"], report.get("captions")
+    tables = (label_table(labels) if labels else "") + (caption_table(captions) if captions else "")
+    write_markdown(folder, title, rows(report), figures_of(report), tables)
     write_json(folder / "report.json", report)
+
+
+def figures_of(report: Report) -> dict[str, str]:
+    """The figures that belong to a report: file name, and what it shows."""
+    checked = (report.get("captions") or {}).get("groups")
+    return FIGURES | (OF_CAPTIONS if checked else {})
 
 
 def print_report(report: Report, title: str) -> None:

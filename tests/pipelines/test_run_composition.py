@@ -1,0 +1,90 @@
+"""The report of the whole chain, and that of `smalti evaluate`, say how many samples show their caption."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.base.errors import UserError
+from pipelines.data.composition.scenes import parse_caption
+from pipelines.data.composition.source import is_held_out
+from pipelines.evaluate.report import rows
+from pipelines.evaluate.samples import read_samples
+from pipelines.evaluate_model import EvaluationRequest, evaluate_model
+from pipelines.recipes.pipeline import load_pipeline
+from pipelines.run import run
+from tests.pipelines.test_run import RECIPES
+from tests.pipelines.test_run_captions import PRIOR
+
+SOURCE = {"kind": "composition", "train": 64, "validation": 16, "test": 24, "relation_fraction": 0.3}
+DATA = {"source": SOURCE, "preprocess": {"size": 32, "mode": "RGB"}}
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("composition")
+    content = {
+        "kind": "pipeline",
+        "output": str(folder / "out"),
+        "tokenizer": {**RECIPES["tokenizer.yaml"], "data": DATA},
+        "prior": PRIOR,
+        "sample": {"num_images": 10},
+        "evaluate": {"max_images": 10, "num_pairs": 4},
+    }
+    (folder / "pipeline.yaml").write_text(json.dumps(content))
+    return folder / "pipeline.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(recipe_file):
+    return run(load_pipeline(recipe_file)), recipe_file.parent / "out"
+
+
+@pytest.mark.slow
+def test_samples_are_of_combinations_that_training_never_shows(finished, recipe_file):
+    config = load_pipeline(recipe_file).tokenizer.data.source
+    scenes = [parse_caption(caption) for caption in read_samples(finished[1] / "samples").prompts or ()]
+    assert len(scenes) == 10 and all(scene and is_held_out(scene, config) for scene in scenes)
+
+
+@pytest.mark.slow
+def test_the_report_says_how_many_samples_show_their_caption(finished):
+    report, root = finished
+    single, pair = report["captions"]["groups"]
+    assert (single["scene"], pair["scene"]) == ("object", "relation") and single["images"] + pair["images"] == 10
+    assert 0 <= single["samples"]["colour"]["mean"] <= 1 and "relation" in pair["reconstructions"]
+    said = [what for what, _ in rows(report)]
+    assert "samples that show their caption: one object, never trained on" in said
+    text = (root / "report.md").read_text()
+    assert "captions.png" in text and "| other colour |" in text
+    with Image.open(root / "captions.png") as picture:
+        assert picture.width > 300
+
+
+@pytest.mark.slow
+def test_a_finished_chain_is_left_alone_unless_its_figure_is_gone(finished, recipe_file, capfd):
+    report, root = finished
+    assert run(load_pipeline(recipe_file)) == json.loads(json.dumps(report))
+    assert "finished; nothing to do" in " ".join(capfd.readouterr().err.split())
+    (root / "captions.png").unlink()
+    run(load_pipeline(recipe_file))
+    assert (root / "captions.png").is_file()
+
+
+@pytest.mark.slow
+def test_evaluate_finds_the_same(finished, recipe_file, tmp_path):
+    report, root = finished
+    data = load_pipeline(recipe_file).tokenizer.data
+    request = EvaluationRequest(samples=root / "samples", max_images=4, draws=2)
+    found = evaluate_model(root / "image_pipeline", data, tmp_path / "out", request)
+    assert found["captions"] == json.loads(json.dumps(report["captions"])) and found["labels"] is None
+    assert (tmp_path / "out" / "captions.png").is_file()
+    assert "captions.png" in (tmp_path / "out" / "report.md").read_text()
+    assert evaluate_model(root / "image_pipeline", data, tmp_path / "out", request) == found
+    assert "captions" not in evaluate_model(
+        root / "image_pipeline", data, tmp_path / "bare", EvaluationRequest(max_images=4)
+    )
+    with pytest.raises(UserError, match="--classifier: found somewhere, expected none: captions are read"):
+        changed = request.model_copy(update={"classifier": Path("somewhere")})
+        evaluate_model(root / "image_pipeline", data, tmp_path / "other", changed)
