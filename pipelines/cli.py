@@ -124,7 +124,10 @@ def sample(
     label: Annotated[list[str] | None, typer.Option(help="class name or number; may be repeated [all in turn]")] = None,
     num_images: NumImages = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="image i depends on the seed and i alone")] = 0,
-    temperature: Annotated[Finite, typer.Option(callback=finite, help="[the image pipeline's own, as below]")] = None,
+    temperature: Annotated[
+        Finite,
+        typer.Option(callback=finite, help="below 1: likelier codes or latents [the image pipeline's own, as below]"),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")] = None,
     top_p: Annotated[Finite, typer.Option(callback=finite, help="only the likeliest codes of this mass")] = None,
     min_p: Annotated[

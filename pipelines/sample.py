@@ -32,8 +32,8 @@ SAMPLES = OutputKind("samples", "smalti sample", owned=("samples.json", "images/
 class SampleRequest(BaseModel):
     """`num_images` images of `prompts` or of `labels` in turn (neither: of every class, if the model has classes).
 
-    `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own; a continuous tokenizer has
-    none. `batch_size` bounds memory and changes no image.
+    `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own; a continuous tokenizer
+    takes `temperature` alone. `batch_size` bounds memory and changes no image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,6 +1,7 @@
 """Stage one: images <-> latents or discrete codes. Imports neither `prior` nor `pipelines`."""
 
-from tokenizer.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOutput, evaluating
+from tokenizer.autoencoder import Autoencoder, AutoencoderOutput, evaluating
+from tokenizer.autoencoder_config import AutoencoderConfig
 from tokenizer.backbones import BackboneConfig
 from tokenizer.bottlenecks import Bottleneck, BottleneckConfig, BottleneckOutput, Quantizer
 from tokenizer.code_grids import CodeGrid, CodeGrids, code_axes, join_codes, split_codes

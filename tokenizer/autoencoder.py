@@ -3,76 +3,29 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Integer, UInt8
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
+from tokenizer.autoencoder_config import AutoencoderConfig
+from tokenizer.backbones import build_decoder, build_encoder
 from tokenizer.bottlenecks import (
-    BottleneckConfig,
     BottleneckOutput,
     ContinuousBottleneck,
     Quantizer,
     build_bottleneck,
-    check_grid,
 )
 from tokenizer.code_grids import CodeGrids, code_axes
-from tokenizer.conditions import ConditionConfig, LabelEmbedding
-from tokenizer.latent_priors import LatentPriorConfig, StandardNormalConfig, build_latent_prior
+from tokenizer.conditions import LabelEmbedding
+from tokenizer.latent_priors import build_latent_prior
 from tokenizer.latents import LatentDistribution, Posterior
-from tokenizer.likelihoods import LikelihoodConfig, build_likelihood
+from tokenizer.likelihoods import build_likelihood
 from tokenizer.noise import Generators
-from tokenizer.options import Options
 
 LogWeights = Callable[..., Float[Tensor, "b k"]]
 Images = UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
-
-
-class AutoencoderConfig(Options):
-    """`image_size` is the side in pixels of square images with `channels` 1 (grey) or 3 (RGB).
-
-    `latent_prior` is p(z) of a continuous bottleneck.
-    """
-
-    image_size: int = Field(gt=0)
-    channels: Literal[1, 3]
-    backbone: BackboneConfig
-    condition: ConditionConfig | None = None
-    bottleneck: BottleneckConfig
-    latent_prior: LatentPriorConfig = StandardNormalConfig()
-    likelihood: LikelihoodConfig
-
-    @model_validator(mode="after")
-    def _grid_is_whole(self):
-        side = self.backbone.grid_side(self.image_size)
-        check_grid(self.bottleneck, (side, side))
-        return self
-
-    @model_validator(mode="after")
-    def _only_continuous_latents_take_labels(self):
-        if self.condition is not None and not self.bottleneck.continuous:
-            raise ValueError(
-                f"condition: found {self.condition.kind!r}, but the codes of a {self.bottleneck.kind} bottleneck take "
-                "no labels; expected no condition here, and `condition: label` in the recipe of the prior"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_continuous_latents_have_a_prior(self):
-        if self.latent_prior.kind != "standard_normal" and not self.bottleneck.continuous:
-            raise ValueError(
-                f"latent_prior: found {self.latent_prior.kind!r}, but the codes of a {self.bottleneck.kind} bottleneck "
-                "have a transformer for a prior; expected no latent_prior"
-            )
-        if self.latent_prior.kind != "standard_normal" and not self.bottleneck.random:
-            raise ValueError(
-                f"latent_prior: found {self.latent_prior.kind!r}, which learns from the KL, and a "
-                f"{self.bottleneck.kind} latent has none; expected standard_normal"
-            )
-        return self
 
 
 @dataclass
@@ -126,7 +79,8 @@ class Autoencoder(nn.Module):
         self.latent_prior = None
         if self.bottleneck.num_codes is None:
             shapes = self.latent_shapes[0], (config.channels, size, size)
-            self.latent_prior = build_latent_prior(config.latent_prior, *shapes)
+            condition_dim = config.condition.dim if config.condition else 0
+            self.latent_prior = build_latent_prior(config.latent_prior, *shapes, condition_dim)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -195,7 +149,7 @@ class Autoencoder(nn.Module):
         x, condition = self._unit_range(x), self._embed(condition, len(x))
         bottleneck = self._bottleneck(x, step, condition)
         terms, kl_elements = dict(bottleneck.terms), None
-        prior = self.latent_distribution()
+        prior = self._prior_given(condition)
         if bottleneck.posterior is not None:
             z = bottleneck.posterior.sample(draws, generator)
             terms["kl"], kl_elements = self._kl(bottleneck.posterior, prior, z, detached_density)
@@ -214,7 +168,7 @@ class Autoencoder(nn.Module):
             ValueError: images as in `forward`; a latent that is not random.
         """
         x, condition = self._unit_range(x), self._embed(condition, len(x))
-        posterior, prior = self._posterior(x, condition), self.latent_distribution()
+        posterior, prior = self._posterior(x, condition), self._prior_given(condition)
         assert prior is not None
 
         def log_weights(draws: int, generator: Generators = None, at_once: int | None = None) -> Float[Tensor, "b k"]:
@@ -261,26 +215,38 @@ class Autoencoder(nn.Module):
         return self.likelihood.mean(self._decoder(self._bottleneck(self._unit_range(x), 0, embedded).z, embedded))
 
     def sample(
-        self, n: int, generator: torch.Generator | None = None, condition: Tensor | None = None
+        self,
+        n: int,
+        generator: Generators = None,
+        condition: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Float[Tensor, "n c h w"]:
-        """n new images in [0, 1] (the likelihood's mean) from the latent prior p(z).
+        """n new images in [0, 1] (the likelihood's mean) from the latent prior, see `LatentDistribution.sample`.
 
         Raises ValueError for a discrete latent: its prior is a transformer of its own, trained on the codes.
         """
-        prior = self.latent_distribution()
+        prior = self.latent_distribution(condition)
         if prior is None:
             raise ValueError(
                 f"a {self.config.bottleneck.kind} bottleneck has no prior to sample from: "
                 "train a token prior on its codes, sample that, and decode_codes"
             )
-        z = prior.sample(n, generator)
+        z = prior.sample(n, generator, temperature)
         return self.decode(z.to(next(self.decoder.parameters()).device), condition)
 
-    def latent_distribution(self) -> LatentDistribution | None:
-        """p(z) with the weights of this moment; None if the latent is discrete. It does not depend on labels."""
-        if self.latent_prior is None:
-            return None
-        return self._continuous.joint_prior(self.latent_prior, lambda x: self._posterior(x, self._embed(None, len(x))))
+    @property
+    def prior_takes_labels(self) -> bool:
+        """Whether p(z) depends on the label."""
+        return self.config.latent_prior.conditional
+
+    def latent_distribution(self, condition: Tensor | None = None) -> LatentDistribution | None:
+        """p(z) with the weights of this moment; None if the latent is discrete.
+
+        Where it depends on the label, one for each of the labels `condition` (b,), or that of no label for all.
+        """
+        if not self.prior_takes_labels:
+            return self._prior_given(None)
+        return self._prior_given(self._embed(condition, 1 if condition is None else len(condition)))
 
     def after_step(self, step: int) -> None:
         """Lets the bottleneck learn from what it collected. Call it once after each optimizer step, on every rank."""
@@ -326,6 +292,13 @@ class Autoencoder(nn.Module):
         if labels is not None:
             raise ValueError("labels: found some, but the model has no condition; expected None")
         return None
+
+    def _prior_given(self, condition: Float[Tensor, "#b dim"] | None) -> LatentDistribution | None:
+        """p(z), or p(z | condition) of a conditional prior. VampPrior's images have no label."""
+        if self.latent_prior is None:
+            return None
+        posterior_of = lambda x: self._posterior(x, self._embed(None, len(x)))  # noqa: E731
+        return self._continuous.joint_prior(self.latent_prior, posterior_of, condition)
 
     def _bottleneck(self, x: Float[Tensor, "b c h w"], step: int, condition: Tensor | None) -> BottleneckOutput:
         return self.bottleneck(self._features(x, condition), step)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tokenizer.noise import Generators
 
@@ -59,14 +59,18 @@ PosteriorOf = Callable[[Float[Tensor, "n c h w"]], Posterior]
 
 @runtime_checkable
 class LatentDistribution(Protocol):
-    """p(z) with the weights of this moment."""
+    """p(z) with the weights of this moment; or p(z | condition), see `LatentPrior`."""
 
     def log_prob(self, z: Float[Tensor, "b k d h w"]) -> Float[Tensor, "b k"]:
         """ln p(z), summed over the elements of each latent, nats. float32."""
         ...
 
-    def sample(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n d h w"]:
-        """n draws, float32. Random numbers come from the generator's device (the CPU without one)."""
+    def sample(self, n: int, generator: Generators = None, temperature: float = 1.0) -> Float[Tensor, "n d h w"]:
+        """n draws, float32. `generator`: one for all or one for each draw; the CPU's default without one.
+
+        `temperature`, above 0, multiplies the standard deviation of the Gaussian noise that draws are made of (Kingma &
+        Dhariwal 2018, arXiv 1807.03039, section 6). Below 1 draws are more typical, and less diverse.
+        """
         ...
 
 
@@ -74,8 +78,14 @@ class LatentDistribution(Protocol):
 class LatentPrior(Protocol):
     """A module that learns p(z), for latents of one shape (d, h, w)."""
 
-    def distribution(self, posterior_of: PosteriorOf) -> LatentDistribution:
+    def distribution(
+        self, posterior_of: PosteriorOf, condition: Float[Tensor, "#b c"] | None = None
+    ) -> LatentDistribution:
         """The distribution that the weights describe. Asked once for each forward pass, so that what all draws share is
         computed once. `posterior_of` is for a prior that is made of the encoder (VampPrior).
+
+        A prior whose options say `conditional` gives p(z | condition), one distribution for each of b embedded labels:
+        of images (b, k, d, h, w) in `log_prob`, and of b draws in `sample`. One label stands for all. Others take no
+        notice of `condition`.
         """
         ...

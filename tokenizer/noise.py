@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Generator, Tensor
 
 Generators = Generator | Sequence[Generator] | None
@@ -38,6 +38,16 @@ def gumbel(
     return -torch.log(-torch.log(uniform(shape, generator, device)))
 
 
+def choices(weight: Float[Tensor, " m"], n: int, generator: Generators = None) -> Int64[Tensor, " n"]:
+    """n independent indices of `weight`, each as likely as its share; on its device. As `standard_normal`."""
+    if generator is None or isinstance(generator, Generator):
+        device = weight.device if generator is None else generator.device
+        return torch.multinomial(weight.to(device), n, replacement=True, generator=generator).to(weight.device)
+    _check_rows(n, generator)
+    drawn = [torch.multinomial(weight.to(each.device), 1, generator=each).to(weight.device) for each in generator]
+    return torch.cat(drawn) if drawn else torch.empty(0, dtype=torch.int64, device=weight.device)
+
+
 def _draw(
     draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device | str
 ) -> Float[Tensor, "..."]:
@@ -45,7 +55,11 @@ def _draw(
         return draw(*shape, device=device)
     if isinstance(generator, Generator):
         return draw(*shape, generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"found {len(generator)} generators, expected one for each of {shape[0]} rows")
+    _check_rows(shape[0], generator)
     rows = [draw(*shape[1:], generator=each, device=each.device) for each in generator]
     return torch.stack(rows).to(device) if rows else torch.empty(*shape, device=device)
+
+
+def _check_rows(n: int, generators: Sequence[Generator]) -> None:
+    if len(generators) != n:
+        raise ValueError(f"found {len(generators)} generators, expected one for each of {n} rows")

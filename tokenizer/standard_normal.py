@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from tokenizer.latents import PosteriorOf
-from tokenizer.noise import standard_normal
+from tokenizer.noise import Generators, standard_normal
 
 
 class StandardNormal(nn.Module):
@@ -16,13 +16,14 @@ class StandardNormal(nn.Module):
         super().__init__()
         self.shape = shape
 
-    def distribution(self, posterior_of: PosteriorOf) -> "StandardNormal":
+    def distribution(self, posterior_of: PosteriorOf, condition: Tensor | None = None) -> "StandardNormal":
         return self
 
     def log_prob(self, z: Float[Tensor, "*n d h w"]) -> Float[Tensor, "*n"]:
         """ln p(z), summed over the elements of each latent, nats."""
         return (-0.5 * (z.float().square() + math.log(2 * math.pi))).sum(dim=(-3, -2, -1))
 
-    def sample(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n d h w"]:
-        """n draws, float32, on the generator's device (the CPU without one)."""
-        return standard_normal((n, *self.shape), generator, "cpu" if generator is None else generator.device)
+    def sample(self, n: int, generator: Generators = None, temperature: float = 1.0) -> Float[Tensor, "n d h w"]:
+        """n draws, float32, on the device of a single generator (otherwise the CPU). See `LatentDistribution`."""
+        device = generator.device if isinstance(generator, Generator) else "cpu"
+        return temperature * standard_normal((n, *self.shape), generator, device)

@@ -76,9 +76,11 @@ class _Window:
         self.means: list[Tensor] = []
 
     def add(self, rows: list[int], batch: ImageBatch) -> None:
-        out = self.model.encode(batch.image.to(self.device), condition=labels_for(self.model, batch))
+        labels = labels_for(self.model, batch)
+        out = self.model.encode(batch.image.to(self.device), condition=labels)
         streams = [posterior_stream(SEED, row.key) for row in batch.metadata]
-        self.usage.add(out.codes, out.posterior, self.prior, streams)
+        prior = self.model.latent_distribution(labels) if self.model.prior_takes_labels else self.prior
+        self.usage.add(out.codes, out.posterior, prior, streams)
         self.rows += rows
         if self.keep_means:
             self.means.append(out.z.flatten(1).cpu())

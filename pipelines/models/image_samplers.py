@@ -1,5 +1,6 @@
 """What draws new images: an image pipeline, from the prior over its tokens, or a continuous tokenizer, from p(z)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +105,10 @@ class TokenSampler:
 
 
 class LatentSampler:
-    """A continuous tokenizer: latents of its own prior p(z), decoded to the likelihood's mean."""
+    """A continuous tokenizer: latents of its own prior p(z), decoded to the likelihood's mean.
+
+    Of the options it takes `temperature`, see `LatentDistribution.sample`.
+    """
 
     def __init__(self, folder: Path, device: torch.device, options: Mapping[str, Any]):
         tokenizer, self.given = load_tokenizer(folder, device), dict(options)
@@ -114,6 +118,7 @@ class LatentSampler:
                 f"{folder}: is a tokenizer with codes ({self.model.config.bottleneck.kind}), which needs a prior over "
                 "them to draw images; expected an image pipeline, the output of `smalti run`, or a continuous tokenizer"
             )
+        self.temperature = float(self.given.get("temperature", 1.0))
         condition = self.model.config.condition
         self.num_classes = None if condition is None else condition.num_classes
         self.weights = {"tokenizer": resolve_folder(folder) / "model.safetensors"}
@@ -127,22 +132,25 @@ class LatentSampler:
         return [ImageCondition(label_number(label, self.num_classes, self.classes, "tokenizer")) for label in labels]
 
     def options(self, conditional: bool) -> dict[str, Any]:
-        if self.given:
+        if unknown := sorted(self.given.keys() - {"temperature"}):
             raise UserError(
-                f"{min(self.given)}: is an option of a prior over tokens; a continuous tokenizer draws from its latent "
-                "prior as it is"
+                f"{unknown[0]}: is an option of a prior over tokens; a continuous tokenizer draws from its latent "
+                "prior and takes a temperature alone"
             )
-        return {}
+        if not (0 < self.temperature < math.inf):
+            raise UserError(f"temperature: found {self.temperature}, expected a finite number above 0")
+        return {} if self.temperature == 1 else {"temperature": self.temperature}
 
     @torch.no_grad()
     def draw(
         self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
     ) -> Drawn:
-        prior = self.model.latent_distribution()
-        assert prior is not None  # the model is continuous
-        z = torch.cat([prior.sample(1, torch.Generator().manual_seed(seed)) for seed in seeds])
-        z = z.to(next(self.model.parameters()).device)
         known = [each.label for each in conditions if each.label is not None]
-        images = self.model.decode(z, torch.tensor(known) if known else None).clamp(0, 1)
+        labels = torch.tensor(known) if known else None
+        prior = self.model.latent_distribution(labels)
+        assert prior is not None  # the model is continuous
+        z = prior.sample(len(seeds), [torch.Generator().manual_seed(seed) for seed in seeds], self.temperature)
+        z = z.to(next(self.model.parameters()).device)
+        images = self.model.decode(z, labels).clamp(0, 1)
         advance(len(seeds))
         return images, prior.log_prob(z[:, None])[:, 0].double().cpu()

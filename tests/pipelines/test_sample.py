@@ -289,11 +289,44 @@ def test_a_conditional_tokenizer_draws_the_labels_that_were_asked_for(tmp_path):
     assert torch.equal(found.read_images(range(1)), expected)
 
 
+def test_a_temperature_multiplies_the_noise_of_latents(tiny_vae, tmp_path):
+    folder = sample(tiny_vae, tmp_path / "s", SampleRequest(num_images=1, options={"temperature": 0.25}))
+    model, seed = load_tokenizer(tiny_vae).model, image_seeds(0, 1)[0]
+    with torch.no_grad():
+        z = 0.25 * model.latent_distribution().sample(1, torch.Generator().manual_seed(seed))
+        assert torch.equal(read_samples(folder).read_images(range(1)), to_uint8(model.decode(z)))
+
+
+def test_a_temperature_of_one_is_the_prior_as_it_is(tiny_vae, tmp_path):
+    plain = sample(tiny_vae, tmp_path / "s", SampleRequest(num_images=2))
+    note = (plain / "samples.json").stat().st_mtime_ns
+    sample(tiny_vae, plain, SampleRequest(num_images=2, options={"temperature": 1.0}))
+    assert (plain / "samples.json").stat().st_mtime_ns == note
+    with pytest.raises(UserError, match="holds other samples"):
+        sample(tiny_vae, plain, SampleRequest(num_images=2, options={"temperature": 0.5}))
+
+
+def test_an_image_of_a_conditional_latent_prior_does_not_depend_on_the_batch(tmp_path):
+    changes = {
+        "condition": {"kind": "film", "num_classes": 3, "dim": 4},
+        "latent_prior": {"kind": "flow", "conditional": True, "transforms": 2, "widths": (8,)},
+    }
+    folder = write_vae(tmp_path / "t", classes=("a", "b", "c"), **changes)
+    together, alone = (
+        read_samples(sample(folder, tmp_path / str(size), SampleRequest(num_images=5, batch_size=size)))
+        for size in (5, 1)
+    )
+    difference = together.read_images(range(5)).int() - alone.read_images(range(5)).int()
+    assert difference.abs().max() <= 1  # rounding
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (SampleRequest(labels=("circle",)), "this tokenizer is unconditional"),
-        (SampleRequest(options={"temperature": 0.5}), "temperature: is an option of a prior over tokens"),
+        (SampleRequest(options={"top_k": 5, "temperature": 0.5}), "top_k: is an option of a prior over tokens"),
+        (SampleRequest(options={"temperature": 0}), "temperature: found 0.0, expected a finite number above 0"),
+        (SampleRequest(options={"temperature": float("nan")}), "temperature: found nan"),
     ],
 )
 def test_a_latent_prior_refuses_what_it_does_not_know(tiny_vae, tmp_path, request_, message):

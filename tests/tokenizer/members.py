@@ -52,6 +52,15 @@ def small(config: BaseModel) -> BaseModel:
     return config.model_copy(update=sizes)
 
 
+def of_latent_prior(config: Any) -> dict[str, Any]:
+    """Options of an autoencoder with this latent prior: one that depends on labels needs a condition.
+
+    Labels may be those of `shapes`, of which there are 24.
+    """
+    condition = {"condition": {"kind": "film", "num_classes": 24, "dim": 4}} if config.conditional else {}
+    return {"latent_prior": config.model_dump()} | condition
+
+
 def values(field: FieldInfo) -> list[Any]:
     """Values worth trying for one option."""
     return [*(field.examples or []), *_literals(field.annotation)]

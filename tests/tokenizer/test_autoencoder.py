@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError, create_model
 
-from tests.tokenizer.members import examples, members, small
+from tests.tokenizer.members import examples, members, of_latent_prior, small
 from tokenizer import (
     Autoencoder,
     AutoencoderConfig,
@@ -21,12 +21,9 @@ from tokenizer import (
 
 MODELS = {name: {"bottleneck": config.model_dump()} for name, config in examples(BottleneckConfig).items()}
 LATENT_PRIORS: dict[Any, str] = {small(config): name for name, config in examples(LatentPriorConfig).items()}
-MODELS |= {
-    f"gaussian, {name}": MODELS["gaussian"] | {"latent_prior": config.model_dump()}
-    for config, name in LATENT_PRIORS.items()
-}
+MODELS |= {f"gaussian, {name}": MODELS["gaussian"] | of_latent_prior(config) for config, name in LATENT_PRIORS.items()}
 MODELS |= {  # the prior that asks for the posterior gets that of the top level
-    f"ladder, {name}": MODELS["ladder"] | {"latent_prior": config.model_dump()}
+    f"ladder, {name}": MODELS["ladder"] | of_latent_prior(config)
     for config, name in LATENT_PRIORS.items()
     if config.kind == "vamp"
 }
@@ -135,7 +132,8 @@ def test_gradients_reach_every_parameter(name):
     model = build(name)
     # Untrained features are small: FSQ would round them all to zero, and hide the decoder's first weights behind that.
     model.encoder[-1].weight.data *= 10
-    out = model(images(5))
+    # The embedding of "no label" begins at zero, and hides the weights behind it.
+    out = model(images(5), condition=torch.arange(5) if model.takes_labels else None)
     torch.stack([term.sum() for term in (out.terms | out.batch_terms).values()]).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key

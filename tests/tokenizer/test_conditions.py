@@ -291,3 +291,40 @@ def test_every_latent_prior_goes_with_a_condition(condition, latent_prior):
     out = model(images(), condition=LABELS)
     assert out.terms["kl"].isfinite().all()
     assert model.sample(5, torch.Generator().manual_seed(0), LABELS).isfinite().all()
+
+
+CONDITIONAL_FLOW = {"kind": "flow", "conditional": True, "widths": (8,)}
+
+
+@every_condition
+def test_a_conditional_latent_prior_is_that_of_the_label(condition):
+    """In the KL, in the importance weights, and in samples."""
+    model, x = trained_null(condition, latent_prior=CONDITIONAL_FLOW), images()
+    with torch.no_grad():
+        out = model(x, draws=3, generator=streams(), condition=LABELS)
+        log_weights = model.importance_weights(x, LABELS)(3, streams())
+        prior, posterior = model.latent_distribution(LABELS), out.bottleneck.posterior
+        drawn = [model.sample(1, torch.Generator().manual_seed(0), torch.tensor([label])) for label in (0, 1)]
+    torch.testing.assert_close(out.terms["kl"], posterior.log_prob(out.z) - prior.log_prob(out.z))
+    torch.testing.assert_close(log_weights, -out.terms["nll"] - out.terms["kl"])
+    assert not torch.allclose(prior.log_prob(out.z), model.latent_distribution().log_prob(out.z))
+    assert not torch.allclose(*drawn)
+
+
+def test_a_left_out_label_is_left_out_of_encoder_decoder_and_prior_alike():
+    condition = CONDITIONS["film"].model_copy(update={"dropout": 0.5})
+    model = trained_null(condition, latent_prior=CONDITIONAL_FLOW).train()
+    priors = [model.eval().latent_distribution(labels) for labels in (torch.zeros(40, dtype=torch.int64), None)]
+    with torch.no_grad():
+        out = model.train()(images(40), condition=torch.zeros(40, dtype=torch.int64))
+        given, left_out = (prior.log_prob(out.z) for prior in priors)
+        found = out.latent_prior.log_prob(out.z)
+    embedded = out.latent_prior.condition
+    dropped = (embedded == model.condition.embedding.weight[-1]).all(1)
+    assert 5 < dropped.sum() < 35
+    torch.testing.assert_close(found, torch.where(dropped[:, None], left_out, given))
+
+
+def test_a_conditional_latent_prior_needs_a_condition():
+    with pytest.raises(ValidationError, match=r"latent_prior\.conditional: found true without labels"):
+        build(None, latent_prior=CONDITIONAL_FLOW)

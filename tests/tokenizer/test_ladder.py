@@ -318,6 +318,16 @@ def test_a_vamp_prior_is_of_the_top_level():
     torch.testing.assert_close(joint.log_prob(z), joint.top.log_prob(z[:, :, :2]) + below)
 
 
+def test_a_temperature_multiplies_the_noise_of_every_level():
+    joint, stream = a_model({"kind": "standard_normal"}).latent_distribution(), torch.Generator().manual_seed(0)
+    cold = joint.sample(4, torch.Generator().manual_seed(0), 0.25)
+    top, noise = (0.25 * torch.randn(4, 2, 1, 1, generator=stream) for _ in range(2))
+    state = joint.network.states_above(joint.network.split(torch.cat([top, torch.zeros(4, 2, 1, 1)], 1)))[1]
+    below = joint.network.prior(1, state)
+    expected = torch.cat([top, below.mean + (0.5 * below.log_variance).exp() * noise], 1)
+    torch.testing.assert_close(cold, expected)
+
+
 def test_the_importance_bound_of_a_linear_model_falls_to_its_exact_likelihood():
     model = a_model({"kind": "standard_normal"})
     make_linear(model.bottleneck)

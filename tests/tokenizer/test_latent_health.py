@@ -10,7 +10,7 @@ from torch import distributed
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.multiprocessing.spawn import spawn
 
-from tests.tokenizer.members import examples, small
+from tests.tokenizer.members import examples, of_latent_prior, small
 from tokenizer import Autoencoder, AutoencoderConfig, latent_health
 from tokenizer.divergences import gaussian_kl
 from tokenizer.latent_health import LatentMoments, total_correlation
@@ -278,8 +278,7 @@ def test_a_level_whose_posterior_is_its_prior_is_collapsed_whatever_the_prior_of
         "backbone": {"kind": "mlp", "widths": [32]},
         "bottleneck": {"kind": "ladder", "dims": [4, 16], "width": 32, "merge": "precision_weighted"},
         "likelihood": {"kind": "bernoulli"},
-        "latent_prior": small(latent_prior).model_dump(),
-    }
+    } | of_latent_prior(small(latent_prior))
     model = Autoencoder(AutoencoderConfig.model_validate(content)).eval()
     with torch.no_grad():
         weights = {name.removeprefix("bottleneck.evidence."): weight for name, weight in model.named_parameters()}

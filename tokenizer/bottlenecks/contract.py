@@ -91,8 +91,10 @@ class ContinuousBottleneck(Bottleneck, Protocol):
         """What the decoder sees of latents."""
         ...
 
-    def joint_prior(self, prior: LatentPrior, posterior_of: PosteriorOf) -> LatentDistribution:
-        """p(z) of all levels, given the prior of the top one."""
+    def joint_prior(
+        self, prior: LatentPrior, posterior_of: PosteriorOf, condition: Float[Tensor, "#b c"] | None = None
+    ) -> LatentDistribution:
+        """p(z) of all levels, given the prior of the top one, which may depend on embedded labels."""
         ...
 
 
@@ -124,8 +126,10 @@ class OneLevel(Continuous):
     def decoder_input(self, z: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
         return z
 
-    def joint_prior(self, prior: LatentPrior, posterior_of: PosteriorOf) -> LatentDistribution:
-        return prior.distribution(posterior_of)
+    def joint_prior(
+        self, prior: LatentPrior, posterior_of: PosteriorOf, condition: Float[Tensor, "#b c"] | None = None
+    ) -> LatentDistribution:
+        return prior.distribution(posterior_of, condition)
 
 
 @runtime_checkable

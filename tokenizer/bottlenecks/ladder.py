@@ -81,13 +81,15 @@ class Ladder(Continuous, nn.Module):
         assert seen is not None
         return seen
 
-    def joint_prior(self, prior: LatentPrior, posterior_of: PosteriorOf) -> LatentDistribution:
+    def joint_prior(
+        self, prior: LatentPrior, posterior_of: PosteriorOf, condition: Float[Tensor, "#b c"] | None = None
+    ) -> LatentDistribution:
         def top_of(images: Float[Tensor, "n c h w"]):
             posterior = posterior_of(images)
             assert isinstance(posterior, LadderPosterior)
             return posterior.top
 
-        return LadderPrior(prior.distribution(top_of), self.top_down)
+        return LadderPrior(prior.distribution(top_of, condition), self.top_down)
 
     def encode_state(self) -> dict[str, Tensor]:
         """All weights but the priors', unless a posterior is made of its level's prior."""

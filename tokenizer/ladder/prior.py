@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tokenizer.ladder.top_down import TopDown, join, log_density
 from tokenizer.latents import LatentDistribution
-from tokenizer.noise import standard_normal
+from tokenizer.noise import Generators, standard_normal
 
 
 @dataclass
@@ -29,11 +29,11 @@ class LadderPrior:
         top = self.top.log_prob(levels[0].unflatten(0, z.shape[:2]))
         return top + torch.stack(densities).sum(0).view(z.shape[:2])
 
-    def sample(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n total 1 1"]:
-        """n draws, float32. Random numbers come from the generator's device (the CPU without one)."""
+    def sample(self, n: int, generator: Generators = None, temperature: float = 1.0) -> Float[Tensor, "n total 1 1"]:
+        """n draws, float32, see `LatentDistribution`. The temperature is that of every level."""
         device = next(self.network.parameters()).device
-        top = self.top.sample(n, generator).to(device)
+        top = self.top.sample(n, generator, temperature).to(device)
         below = sum(self.network.sizes[1:])
-        noise = standard_normal((n, below, 1, 1), generator, generator.device if generator else "cpu").to(device)
+        noise = temperature * standard_normal((n, below, 1, 1), generator).to(device)
         noises = self.network.split(torch.cat([noise.new_zeros(n, self.network.sizes[0], 1, 1), noise], 1))
         return join(self.network.descend(top, self.network.prior, noises)[0])

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
+from tokenizer.noise import Generators, choices
 from tokenizer.posteriors import DiagonalGaussian
 
 
@@ -33,9 +34,9 @@ class GaussianMixture:
         )
         return log_joint.float().logsumexp(1).view(z.shape[:2])
 
-    def sample(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n d h w"]:
-        """n draws, float32. Random numbers come from the generator's device (the CPU without one)."""
+    def sample(self, n: int, generator: Generators = None, temperature: float = 1.0) -> Float[Tensor, "n d h w"]:
+        """n draws, float32, see `LatentDistribution`. The temperature is that of the components alone."""
         generator = generator or torch.default_generator
-        weight = self.log_weight.detach().exp().to(generator.device)
-        component = torch.multinomial(weight, n, replacement=True, generator=generator).to(self.mean.device)
-        return DiagonalGaussian(self.mean[component], self.log_variance[component]).sample(1, generator)[:, 0]
+        component = choices(self.log_weight.detach().exp(), n, generator)
+        log_variance = self.log_variance[component] + 2 * math.log(temperature)
+        return DiagonalGaussian(self.mean[component], log_variance).sample(1, generator)[:, 0]

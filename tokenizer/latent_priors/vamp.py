@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from tokenizer.latent_priors.gaussian_mixture import GaussianMixture
 from tokenizer.latents import LatentDistribution, PosteriorOf
+from tokenizer.noise import Generators, choices
 from tokenizer.options import Options
 from tokenizer.posteriors import DiagonalGaussian
 
@@ -22,6 +23,7 @@ class VampConfig(Options):
         MNIST and Fashion-MNIST. Outside [0, 1] a pixel gets no gradient.
     """
 
+    conditional: ClassVar[bool] = False
     kind: Literal["vamp"] = "vamp"
     pseudo_inputs: int = Field(default=500, ge=1, examples=[7])
     init_mean: float = Field(default=0.05, gt=0, lt=1, examples=[0.5])
@@ -36,7 +38,7 @@ class VampPrior(nn.Module):
         pixels = torch.empty(config.pseudo_inputs, *image_shape)
         self.pseudo_inputs = nn.Parameter(nn.init.normal_(pixels, config.init_mean, config.init_std))
 
-    def distribution(self, posterior_of: PosteriorOf) -> LatentDistribution:
+    def distribution(self, posterior_of: PosteriorOf, condition: Tensor | None = None) -> LatentDistribution:
         images = self.pseudo_inputs.float().clamp(0, 1)
         posterior = posterior_of(images)
         if isinstance(posterior, DiagonalGaussian):
@@ -61,8 +63,12 @@ class PosteriorMixture:
         log_prob = torch.logsumexp(self.posterior.log_prob(draws), 0) - math.log(len(self.images))
         return log_prob.view(z.shape[:2])
 
-    def sample(self, n: int, generator: Generator | None = None) -> Float[Tensor, "n d h w"]:
-        """n draws, float32. Random numbers come from the generator's device (the CPU without one)."""
+    def sample(self, n: int, generator: Generators = None, temperature: float = 1.0) -> Float[Tensor, "n d h w"]:
+        """n draws, float32, see `LatentDistribution`. The temperature is that of the posteriors alone:
+        draws move towards the mean of theirs.
+        """
         generator = generator or torch.default_generator
-        chosen = torch.randint(len(self.images), (n,), generator=generator, device=generator.device)
-        return self.posterior_of(self.images[chosen.to(self.images.device)]).sample(1, generator)[:, 0]
+        chosen = choices(self.images.new_ones(len(self.images)), n, generator)
+        posterior = self.posterior_of(self.images[chosen])
+        z = posterior.sample(1, generator)[:, 0]
+        return z if temperature == 1 else posterior.mean + temperature * (z - posterior.mean)

@@ -14,7 +14,7 @@ from pipelines.interpolate import InterpolationRequest, interpolated
 from pipelines.models.checkpoint import save_tokenizer
 from pipelines.sample import SampleRequest, sample
 from pipelines.traverse import TraversalRequest, traversal
-from tests.tokenizer.members import examples, small
+from tests.tokenizer.members import examples, of_latent_prior, small
 from tokenizer import Autoencoder, AutoencoderConfig, BottleneckConfig, LatentPriorConfig
 from tokenizer.latent_health import LatentHealth
 
@@ -24,7 +24,7 @@ IMAGES = open_images(
 )
 MODELS = {name: {"bottleneck": config.model_dump()} for name, config in examples(BottleneckConfig).items()}
 MODELS |= {
-    f"gaussian, {name}": MODELS["gaussian"] | {"latent_prior": small(config).model_dump()}
+    f"gaussian, {name}": MODELS["gaussian"] | of_latent_prior(small(config))
     for name, config in examples(LatentPriorConfig).items()
 }
 
