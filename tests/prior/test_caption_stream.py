@@ -5,15 +5,20 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
 
 from prior import (
     PriorConfig,
     PriorPhase,
+    SamplingOptions,
+    SamplingRequest,
     Segment,
     TokenPrior,
     TransformerConfig,
     Vocabulary,
     codes_to_tokens,
+    generate,
+    generate_naive,
     sequence_bits,
     sequence_logprobs,
 )
@@ -229,6 +234,34 @@ def test_it_learns_captions_and_images_that_follow_from_them(make_prior):
     _, metrics = phase.eval()(batch)
     assert metrics["bits_per_token"] < 0.2 and metrics["text_loss"] < 0.2
     assert (sequence_bits(prior, batch["codes"]) > sequence_bits(prior, batch["codes"], captions)).all()
+
+
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_captions_are_never_changed_by_sampling(make_prior, sampler):
+    prior, captions = make_prior(caption=4), CAPTIONS.clone()
+    request = SamplingRequest((3, 1, 4), captions, SamplingOptions(guidance_scale=2.0))
+    sampler(prior, request).codes.zero_()
+    assert torch.equal(captions, CAPTIONS)
+
+
+@pytest.mark.parametrize(("scale", "captions"), [(1 + 1e-6, CAPTIONS), (0.0, None)], ids=["one", "zero"])
+@pytest.mark.parametrize("sampler", [generate, generate_naive])
+def test_guidance_of_one_is_the_caption_and_of_zero_the_null_caption(make_prior, sampler, scale, captions):
+    prior = make_prior(caption=4)
+    guided = sampler(prior, SamplingRequest((3, 1, 4), CAPTIONS, SamplingOptions(guidance_scale=scale)))
+    assert torch.equal(guided.codes, sampler(prior, SamplingRequest((3, 1, 4), captions)).codes)
+
+
+def test_logits_of_words_cost_the_positions_of_words_alone(make_prior):
+    """The loss of the text adds one product: of the states before a word with the words."""
+    batch = {"codes": torch.zeros(5, 3, 4, 1, dtype=torch.long), "caption": CAPTIONS[:1].expand(5, 4)}
+    flops = []
+    for text_weight in (1 / 8, 0.0):
+        prior = make_prior(caption=4, text_weight=text_weight, dim=32)
+        with FlopCounterMode(display=False) as counter:
+            PriorPhase(prior)(batch)
+        flops.append(counter.get_total_flops())
+    assert flops[0] - flops[1] == 2 * 5 * 3 * 32 * 8  # rows, words that are predicted, width, words to choose from
 
 
 def label_prior() -> TokenPrior:
