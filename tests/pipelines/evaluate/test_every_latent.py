@@ -63,3 +63,13 @@ def test_a_tokenizer_is_measured_shown_and_sampled(name, tmp_path):
             assert moved.tiles.shape[1:] == (3, 3, 8, 8)
         save_tokenizer(tmp_path / "model", model, PREPROCESS)
         assert (sample(tmp_path / "model", tmp_path / "samples", SampleRequest(num_images=2)) / "samples.png").is_file()
+
+
+def test_the_health_of_a_latent_of_labelled_images_is_that_under_the_priors_of_their_labels():
+    model = build("gaussian, flow conditional=True")
+    before = latent_window(model, IMAGES, range(6), 4).health
+    with torch.no_grad():
+        model.condition.embedding.weight[-1] += 10  # of images without a label
+    after = latent_window(model, IMAGES, range(6), 4).health
+    assert isinstance(before, LatentHealth) and isinstance(after, LatentHealth)
+    assert before.levels[0].kl == after.levels[0].kl
