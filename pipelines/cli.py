@@ -215,8 +215,8 @@ def evaluate(
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure a stage-one model on held-out images: likelihood, PSNR, the health of its latent, disentanglement.
-    With --samples also how many of its samples show their label or caption.
+    """Measure a stage-one model on held-out images: likelihood, PSNR, the health of its latent, disentanglement; of an
+    image pipeline also its prior. With --samples also how many of its samples show their label or caption.
 
     Example: smalti evaluate runs/vae_family/vae --output evaluated --draws 5000
     """

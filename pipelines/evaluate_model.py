@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import write_json, write_text
+from pipelines.base.atomic_files import sha256_of, write_json, write_text
 from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
@@ -26,9 +26,10 @@ from pipelines.evaluate.label_check import LabelCheck, open_label_check
 from pipelines.evaluate.latent_health_figure import draw_latent_health
 from pipelines.evaluate.latent_window import LatentWindow, latent_window
 from pipelines.evaluate.model_report import NAMES, figures_of, is_complete, meaning_of, print_report, write_report
+from pipelines.evaluate.prior_bits import open_prior, why_not_measured
 from pipelines.evaluate.row_figures import OWNED, RowFigures, as_csv, remove_unfinished
 from pipelines.evaluate.value_figure import draw_histograms
-from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
+from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_tokenizer
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.tokens.encoding_spec import source_digest
 from tokenizer import Autoencoder, OverallHealth
@@ -66,8 +67,9 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Write `images.csv`, a line an image, figures, `report.md`, and last `report.json`, which is returned.
 
-    `folder` is a tokenizer's run or model folder, or an image pipeline. Images are prepared as the model was trained.
-    The figures of an image depend on its key and the model alone. A killed evaluation continues where it was.
+    `folder` is a tokenizer's run or model folder, or an image pipeline, whose prior is measured too. Images are
+    prepared as the model was trained. The figures of an image depend on its key and the models alone. A killed
+    evaluation continues where it was.
 
     Raises:
         UserError: no tokenizer there, no image that can be read, samples or a classifier that do not fit, or an
@@ -78,10 +80,13 @@ def evaluate_model(
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     images = open_held_out(tokenizer, data, request.split, accelerator)
+    prior = open_prior(folder, tokenizer, accelerator.device)
     check = open_caption_check(request.samples, request.classifier, tokenizer, data, output)
     check = check or open_label_check(request.samples, request.classifier, tokenizer, data, images)
     known = identity_of(tokenizer, source_digest(data, images), request, ("batch_size", "samples", "classifier"))
     identity = {"fingerprint": tokenizer.fingerprint, **known, **({check.name: check.digests} if check else {})}
+    if prior is not None:
+        identity["prior"] = sha256_of(prior.folder / "config.json")  # which has the hashes of the other files
     if not overwrite and read_json_if_valid(output / "request.json") not in (None, identity):
         raise UserError(
             f"{output}: holds an evaluation of another model, other images, other samples or other options; choose "
@@ -93,7 +98,7 @@ def evaluate_model(
         with target.begin(overwrite, accelerator):
             if accelerator.is_main_process:
                 write_json(output / "request.json", identity)
-            _evaluate(tokenizer, images, check, request, identity, output, accelerator)
+            _evaluate(tokenizer, prior, images, check, request, identity, output, accelerator)
             wait_for_all(accelerator)
         report = read_json_mapping(output / "report.json")
     elif accelerator.is_main_process:
@@ -105,6 +110,7 @@ def evaluate_model(
 
 def _evaluate(
     tokenizer: LoadedTokenizer,
+    prior: LoadedPrior | None,
     images: ImageDataset,
     check: LabelCheck | CaptionCheck | None,
     request: EvaluationRequest,
@@ -118,7 +124,8 @@ def _evaluate(
     checked = {check.name: asdict(check.measure(request.split, request.max_images, accelerator))} if check else {}
     factors = images.factors(range(1)) is not None
     window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=factors)
-    found = measure_images(model, images, rows, request.draws, request.batch_size, output, accelerator)
+    usable = None if why_not_measured(prior, images) else prior
+    found = measure_images(model, images, rows, request.draws, request.batch_size, output, accelerator, usable)
     report = {
         "request": identity,
         "split": request.split,
@@ -137,7 +144,7 @@ def _evaluate(
         "disentanglement": None,
         "labels": None,
         **checked,
-        "notes": _notes(model, found),
+        "notes": _notes(model, found, prior, images),
     }
     if accelerator.is_main_process:
         if factors:
@@ -148,14 +155,18 @@ def _evaluate(
         remove_unfinished(output)
 
 
-def _notes(model: Autoencoder, found: Sequence[RowFigures]) -> list[str]:
+def _notes(
+    model: Autoencoder, found: Sequence[RowFigures], prior: LoadedPrior | None, images: ImageDataset
+) -> list[str]:
     notes = []
     if unreadable := [row.key for row in found if not row.figures]:
         notes.append(f"{len(unreadable):,} images cannot be read and are left out, the first: {unreadable[0]}")
-    if model.num_codes is not None:
+    if model.num_codes is not None and prior is None:
         notes.append("a discrete model has no likelihood of its own: its prior is a second model, see `smalti run`")
-    elif not model.is_random:
+    elif model.num_codes is None and not model.is_random:
         notes.append(f"the latent of a {model.config.bottleneck.kind} bottleneck is not random: -ln p(x) has no bound")
+    if reason := why_not_measured(prior, images):
+        notes.append(f"the prior is not measured: {reason}")
     return notes
 
 

@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.data import ImageBatch, ImageDataset
+from pipelines.evaluate.prior_bits import prior_bits_of
 from pipelines.evaluate.row_figures import RowFigures, measure_rows
+from pipelines.models.checkpoint import LoadedPrior
 from pipelines.training.tokenizer_task import labels_for, posterior_stream
 from tokenizer import Autoencoder, likelihood_bounds, psnr
 from tokenizer.importance import DRAWS_PER_BLOCK
@@ -74,12 +76,18 @@ def measure_images(
     batch_size: int,
     output: Path,
     accelerator: Accelerator,
+    prior: LoadedPrior | None = None,
 ) -> list[RowFigures]:
-    """Bounds of the likelihood where the latent is random, else the error of the reconstruction."""
+    """Bounds of the likelihood where the latent is random, else the error of the reconstruction, and what the codes of
+    the image cost by the `prior` of an image pipeline.
+    """
     if not model.is_random:
-        return measure_rows(
-            images, rows, batch_size, lambda batch: reconstruction_of(model, batch), output, accelerator, "reconstruct"
-        )
+
+        def measure(batch: ImageBatch) -> dict[str, Tensor]:
+            bits = {} if prior is None else prior_bits_of(model, prior, images, batch)
+            return reconstruction_of(model, batch) | bits
+
+        return measure_rows(images, rows, batch_size, measure, output, accelerator, "reconstruct")
     size = images_per_pass(model, draws, batch_size)
     return measure_rows(
         images, rows, size, lambda batch: bounds_of(model, batch, draws), output, accelerator, "likelihood"

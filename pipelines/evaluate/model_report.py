@@ -30,6 +30,8 @@ NAMES = {
     "reconstruction_nll": "-ln p(x | z)",
     "psnr": "PSNR of reconstructions",
     "effective_draws": "effective draws",
+    "bits_per_token": "bits per token of the prior",
+    "bits_per_token_without_caption": "… without the captions",
 }
 NATS = ("negative_elbo", "nll", "reconstruction_nll")
 
@@ -116,6 +118,8 @@ def _with_error(name: str, found: Mapping[str, Any], report: Report) -> str:
     spread = "" if error is None else f" ± {error:.2f}"
     if name == "psnr":
         return f"{mean:.2f}{spread} dB"
+    if name.startswith("bits_per_token"):
+        return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
     if name not in NATS:
         return f"{mean:,.1f}{spread} of {report['draws']:,}"
     bits, dims = bits_per_dim(mean, report["dims"]), report["dims"]

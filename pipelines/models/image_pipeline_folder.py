@@ -78,6 +78,12 @@ def find_tokenizer(path: str | Path) -> Path:
     return Path(path)
 
 
+def find_prior(path: str | Path) -> Path | None:
+    """The prior of an image pipeline, or of the output of `smalti run`; None of any other path."""
+    tokenizer = find_tokenizer(path)
+    return tokenizer.parent / "prior" if (tokenizer.parent / "model_index.json").is_file() else None
+
+
 def read_generation_config(folder: Path) -> SamplingOptions:
     """The sampling options of an image pipeline. UserError names the key that is wrong."""
     path = folder / "generation_config.json"
