@@ -15,7 +15,9 @@ from pipelines.recipes.command_options import (
     Data,
     Draws,
     Finite,
+    Keep,
     MaxImages,
+    NumCandidates,
     NumImages,
     Output,
     Overrides,
@@ -24,6 +26,7 @@ from pipelines.recipes.command_options import (
     Prompt,
     Prompts,
     Recipe,
+    Rerank,
     Split,
     Tokenizer,
     finite,
@@ -123,6 +126,9 @@ def sample(
     prompts: Prompts = None,
     label: Annotated[list[str] | None, typer.Option(help="class name or number; may be repeated [all in turn]")] = None,
     num_images: NumImages = None,
+    candidates: NumCandidates = None,
+    keep: Keep = None,
+    rerank: Rerank = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="image i depends on the seed and i alone")] = 0,
     temperature: Annotated[
         Finite,
@@ -144,7 +150,7 @@ def sample(
 
     Example: smalti sample runs/shapes --prompt "a small red circle" -n 16 --output drawn
     """
-    from pipelines.recipes.data_arguments import prompts_of
+    from pipelines.recipes.data_arguments import candidates_of, prompts_of
     from pipelines.sample import SampleRequest
     from pipelines.sample import sample as command
 
@@ -161,7 +167,8 @@ def sample(
     request = SampleRequest(
         prompts=captions,
         labels=tuple(label) if label else None,
-        num_images=num_images or max(64, len(captions or ())),
+        num_images=num_images or (None if candidates else max(64, len(captions or ()))),
+        candidates=candidates_of(candidates, keep, rerank),
         seed=seed,
         batch_size=batch_size,
         options=options,

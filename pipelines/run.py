@@ -258,7 +258,11 @@ class Chain:
     def sample(self) -> None:
         wanted = self.recipe.sample
         request = SampleRequest(
-            prompts=self.prompts(), num_images=wanted.num_images, seed=wanted.seed, batch_size=wanted.batch_size
+            prompts=self.prompts(),
+            num_images=wanted.num_images,
+            candidates=wanted.candidates,
+            seed=wanted.seed,
+            batch_size=wanted.batch_size,
         )
         sample(self.root / "image_pipeline", self.root / "samples", request, replace_others=True)
 

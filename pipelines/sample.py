@@ -20,17 +20,22 @@ from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import progress, say
 from pipelines.evaluate.samples import draw_samples, image_name, read_note
+from pipelines.models.candidate_options import CandidateOptions
 from pipelines.models.conditions import ImageCondition
 from pipelines.models.hub import local_folder
-from pipelines.models.image_samplers import ImageSampler, open_sampler
-from pipelines.models.image_seeds import image_seeds
+from pipelines.models.image_samplers import Drawn, ImageSampler, open_sampler
+from pipelines.models.image_seeds import seeds_at
 from pipelines.models.labels import Label
 
 SAMPLES = OutputKind("samples", "smalti sample", owned=("samples.json", "images/*.png", "samples.png", "request.json"))
 
 
+LARGEST_DRAW = 2**31  # images: beyond 2^32 seeds would repeat
+
+
 class SampleRequest(BaseModel):
-    """`num_images` images of `prompts` or of `labels` in turn (neither: of every class, if the model has classes).
+    """`num_images` images of `prompts` or of `labels` in turn (neither: of every class, if the model has classes; None:
+    64, or with `candidates` those that are kept of each prompt or label).
 
     `options` are those of `prior.SamplingOptions` that differ from the image pipeline's own; a continuous tokenizer
     takes `temperature` alone. `batch_size` bounds memory and changes no image.
@@ -39,19 +44,37 @@ class SampleRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     prompts: tuple[str, ...] | None = None
     labels: tuple[Label, ...] | None = None
-    num_images: int = Field(default=64, ge=1, le=10_000_000)
+    num_images: int | None = Field(default=None, ge=1, le=10_000_000)
+    candidates: CandidateOptions | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=64, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Images of one prompt or label that are chosen among the same candidates, both by their numbers.
+
+    Candidates have the numbers that they would have if all were images: the same seeds, and the same pictures.
+    """
+
+    condition: ImageCondition
+    images: Sequence[int]
+    candidates: range
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Every image of a request: its prompt or label and the name of its file; and what all of them depend on."""
+    """Every image of a request: its prompt or label and the name of its file; and what all of them depend on.
+
+    Of every `num_candidates` images of a prompt or label `keep` are kept.
+    """
 
     conditions: Sequence[ImageCondition]  # image i has conditions[i % len(conditions)]
     names: Sequence[str]
     identity: dict[str, Any]
+    num_candidates: int = 1
+    keep: int = 1
 
     @property
     def digest(self) -> str:
@@ -59,6 +82,17 @@ class Plan:
 
     def condition(self, index: int) -> ImageCondition:
         return self.conditions[index % len(self.conditions)]
+
+    def draws(self) -> list[Draw]:
+        """All images, by what is drawn and chosen together."""
+        draws, cycle = [], len(self.conditions)
+        for turn, start in enumerate(range(0, len(self.names), self.keep * cycle)):
+            for place, condition in enumerate(self.conditions[: len(self.names) - start]):
+                first = turn * self.num_candidates * cycle + place
+                candidates = range(first, first + self.num_candidates * cycle, cycle)
+                images = range(start + place, len(self.names), cycle)[: self.keep]
+                draws.append(Draw(condition, images, candidates))
+        return draws
 
 
 def sample(
@@ -73,7 +107,8 @@ def sample(
     Image i depends on its prompt or label, the seed and i: neither on their number, nor on the batch size or the number
     of processes. Rerunning continues, a larger number adds, a smaller one finds its images there and deletes none.
     `folder` is what `ImageGenerationPipeline.from_pretrained` takes, or the run or model folder of a continuous
-    tokenizer, which draws from its latent prior. `replace_others`: samples of another request make
+    tokenizer, which draws from its latent prior. With candidates, image i is one of the best of as many images as this
+    command draws without them. `replace_others`: samples of another request make
     room, where they would be refused otherwise, and so do images beyond `num_images`.
 
     Raises:
@@ -84,15 +119,16 @@ def sample(
     target.check(overwrite)
     with first_process(accelerator):  # downloads once
         folder = local_folder(folder)
-    sampler = open_sampler(folder, accelerator.device, request.options)
+    sampler = open_sampler(folder, accelerator.device, request.options, request.candidates)
     plan = make_plan(sampler, request)
     others = _others(output, plan)
     if others and not (overwrite or replace_others):
         raise UserError(f"{output}: holds other samples ({others}); choose another --output, or --overwrite")
     there = 0 if overwrite or others else _num_finished(output, plan)
-    if there == request.num_images or (there > request.num_images and not replace_others):
+    wanted = len(plan.names)
+    if there == wanted or (there > wanted and not replace_others):
         if accelerator.is_main_process:
-            more = f"; the first {request.num_images:,} are those asked for" if there > request.num_images else ""
+            more = f"; the first {wanted:,} are those asked for" if there > wanted else ""
             say(f"{output}: already sampled, {there:,} images{more}; nothing to do")
         return output
     wait_for_all(accelerator)  # nobody looks at the folder any more
@@ -111,9 +147,11 @@ def sample(
 
 def make_plan(sampler: ImageSampler, request: SampleRequest) -> Plan:
     """What is to be drawn. UserError for prompts, labels and options that the sampler does not take."""
-    conditions = sampler.conditions(request.prompts, request.labels)
+    conditions, chosen = sampler.conditions(request.prompts, request.labels), request.candidates
     titles = [each.title(sampler.classes) for each in conditions]
-    names = [image_name(i, titles[i % len(titles)]) for i in range(request.num_images)]
+    number = request.num_images or (chosen.keep * len(conditions) if chosen else 64)
+    if chosen and number / chosen.keep * chosen.num_candidates > LARGEST_DRAW:
+        raise UserError(f"num_candidates: found {chosen.num_candidates:,} for {number:,} images; expected fewer")
     identity = {
         "weights": {part: sha256_of(path) for part, path in sampler.weights.items()},
         "options": sampler.options(not conditions[0].is_null),
@@ -122,28 +160,42 @@ def make_plan(sampler: ImageSampler, request: SampleRequest) -> Plan:
     }
     if request.prompts is not None:
         identity |= {"labels": None, "prompts": list(request.prompts)}
-    return Plan(conditions, names, identity)
+    if chosen is not None:
+        identity["candidates"] = sampler.candidates(not conditions[0].is_null)
+    names = [image_name(i, titles[i % len(titles)]) for i in range(number)]
+    return Plan(conditions, names, identity, *((chosen.num_candidates, chosen.keep) if chosen else (1, 1)))
 
 
 def _draw(
     sampler: ImageSampler, plan: Plan, request: SampleRequest, output: Path, accelerator: Accelerator
 ) -> list[dict[str, Any]]:
     """Draw this process's images that are not there yet; returns the notes of all of this process's images."""
-    mine = range(accelerator.process_index, len(plan.names), accelerator.num_processes)
-    notes = {index: read_note(output / plan.names[index]) for index in mine}
-    pending = [index for index, note in notes.items() if note.get("request") != plan.digest]
-    seeds, (unit, units) = image_seeds(request.seed, len(plan.names)), sampler.units
-    with progress(len(pending) * units, "sample", unit, visible=accelerator.is_main_process) as meter:
-        for start in range(0, len(pending), request.batch_size):
-            part = pending[start : start + request.batch_size]
-            conditions = [plan.condition(index) for index in part]
-            images, logprobs = sampler.draw(conditions, [seeds[index] for index in part], meter.advance)
-            for index, known, logprob in zip(part, conditions, logprobs.tolist(), strict=True):
-                note = {"index": index, **asdict(known), "seed": seeds[index], "logprob": round(logprob, 3)}
-                notes[index] = note | {"request": plan.digest}
-            texts = [{"smalti": json.dumps(notes[index])} for index in part]
-            save_images([output / plan.names[index] for index in part], images, texts)
+    mine = plan.draws()[accelerator.process_index :: accelerator.num_processes]
+    notes = {index: read_note(output / plan.names[index]) for draw in mine for index in draw.images}
+    pending = [draw for draw in mine if any(notes[index].get("request") != plan.digest for index in draw.images)]
+    at_once, (unit, units) = max(1, request.batch_size // plan.num_candidates), sampler.units
+    total = len(pending) * plan.num_candidates * units
+    with progress(total, "sample", unit, visible=accelerator.is_main_process) as meter:
+        for start in range(0, len(pending), at_once):
+            part = pending[start : start + at_once]
+            seeds = seeds_at(request.seed, [number for draw in part for number in draw.candidates])
+            drawn = sampler.draw([draw.condition for draw in part], seeds, request.batch_size, meter.advance)
+            rows = {
+                index: i * plan.keep + rank for i, draw in enumerate(part) for rank, index in enumerate(draw.images)
+            }
+            notes |= {index: _note(plan, index, drawn, row) for index, row in rows.items()}
+            texts = [{"smalti": json.dumps(notes[index])} for index in rows]
+            save_images([output / plan.names[index] for index in rows], drawn.images[list(rows.values())], texts)
     return list(notes.values())
+
+
+def _note(plan: Plan, index: int, drawn: Drawn, row: int) -> dict[str, Any]:
+    """What the file of an image says of it."""
+    note = {"index": index, **asdict(plan.condition(index)), "seed": drawn.seeds[row]}
+    note["logprob"] = round(drawn.logprobs[row].item(), 3)
+    if drawn.scores is not None:
+        note["score"] = round(drawn.scores[row].item(), 3)
+    return note | {"request": plan.digest}
 
 
 def _complete(output: Path, plan: Plan, notes: dict[int, dict[str, Any]], classes: Sequence[str] | None) -> None:
@@ -151,7 +203,7 @@ def _complete(output: Path, plan: Plan, notes: dict[int, dict[str, Any]], classe
     entries = []
     for index, name in enumerate(plan.names):
         known = plan.condition(index)
-        drawn = {key: notes[index][key] for key in ("index", "seed", "logprob")}
+        drawn = {key: notes[index][key] for key in ("index", "seed", "logprob", "score") if key in notes[index]}
         label_name = known.title(classes) if classes and known.label is not None else None
         entries.append({"file": name, **drawn, **asdict(known), "label_name": label_name})
     titles = [plan.condition(index).title(classes) for index in range(len(entries))]
@@ -166,9 +218,9 @@ def _others(output: Path, plan: Plan) -> str | None:
     if written is None:
         return None
     differing = [
-        f"{key}: there {_short(written.get(key))}, asked {_short(wanted)}"
-        for key, wanted in plan.identity.items()
-        if written.get(key) != wanted
+        f"{key}: there {_short(written.get(key))}, asked {_short(plan.identity.get(key))}"
+        for key in plan.identity | written
+        if written.get(key) != plan.identity.get(key)
     ]
     return "; ".join(differing) or None
 

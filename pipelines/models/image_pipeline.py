@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.base.errors import DataWarning, UserError
 from pipelines.base.image_grids import to_pil
 from pipelines.models import hub
+from pipelines.models.candidate_options import LIKELIHOOD
 from pipelines.models.captions import takes_captions
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer
 from pipelines.models.conditions import ImageCondition, Prompts, prompt_texts
@@ -24,7 +25,6 @@ from pipelines.models.image_pipeline_folder import find_image_pipeline, read_gen
 from pipelines.models.image_seeds import Seeds, image_seeds
 from pipelines.models.labels import Label, label_number
 from pipelines.models.rerank import (
-    LIKELIHOOD,
     DrawnImages,
     Rerank,
     Scorer,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipelines.base.atomic_files import sha256_of
 from pipelines.base.errors import UserError
+from pipelines.models.candidate_options import CandidateOptions
 from pipelines.models.captions import CAPTIONS
 from pipelines.models.checkpoint import load_tokenizer, resolve_folder
 from pipelines.models.conditions import ImageCondition, prompt_texts
@@ -17,8 +20,17 @@ from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.models.image_pipeline_folder import find_image_pipeline
 from pipelines.models.labels import Label, label_number
 
-Drawn = tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]
-"""Images in [0, 1], and the log-likelihood in nats under the prior of what each was decoded from."""
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images in [0, 1], their seeds, the log-likelihood in nats under the prior of what each was decoded from, and the
+    scores by which they were chosen (None: none was left out).
+    """
+
+    images: Float[Tensor, "n c h w"]
+    seeds: Sequence[int]
+    logprobs: Float[Tensor, " n"]
+    scores: Float[Tensor, " n"] | None = None
 
 
 class ImageSampler(Protocol):
@@ -48,31 +60,49 @@ class ImageSampler(Protocol):
         """UserError for options that it does not know, or that do not go together."""
         ...
 
+    def candidates(self, conditional: bool) -> dict[str, Any] | None:
+        """What decides which candidates are kept; None where all images are. UserError as `open_scorer`."""
+        ...
+
     def draw(
-        self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
+        self,
+        conditions: Sequence[ImageCondition],
+        seeds: Sequence[int],
+        batch_size: int,
+        advance: Callable[[int], object],
     ) -> Drawn:
-        """One image for each seed. Conditions are of one kind."""
+        """The best candidates of each condition, those of one side by side; each has as many seeds.
+
+        Conditions are of one kind.
+        """
         ...
 
 
-def open_sampler(folder: Path, device: torch.device, options: Mapping[str, Any]) -> ImageSampler:
+def open_sampler(
+    folder: Path, device: torch.device, options: Mapping[str, Any], candidates: CandidateOptions | None = None
+) -> ImageSampler:
     """What is in a folder: an image pipeline or the output of `smalti run`, or a continuous tokenizer or its run.
 
     Raises:
-        UserError: neither, or a tokenizer with codes.
+        UserError: neither, or a tokenizer with codes; candidates of a continuous tokenizer.
     """
     pipelines = (folder / "model_index.json", folder / "image_pipeline" / "model_index.json")
     models = (folder / "config.json", folder / "best" / "config.json", folder / "last" / "config.json")
     if not any(path.is_file() for path in pipelines) and any(path.is_file() for path in models):
+        if candidates is not None:
+            raise UserError(f"{folder}: candidates are those of a prior over tokens; expected an image pipeline")
         return LatentSampler(folder, device, options)
-    return TokenSampler(find_image_pipeline(folder), device, options)
+    return TokenSampler(find_image_pipeline(folder), device, options, candidates)
 
 
 class TokenSampler:
     """An image pipeline."""
 
-    def __init__(self, folder: Path, device: torch.device, options: Mapping[str, Any]):
+    def __init__(
+        self, folder: Path, device: torch.device, options: Mapping[str, Any], chosen: CandidateOptions | None = None
+    ):
         self.pipeline, self.given = ImageGenerationPipeline.from_pretrained(folder, device), dict(options)
+        self.chosen = chosen
         self.weights = {part: folder / part / "model.safetensors" for part in ("tokenizer", "prior")}
         if self.pipeline.takes_captions:
             self.weights["captions"] = folder / "prior" / CAPTIONS
@@ -88,20 +118,34 @@ class TokenSampler:
         chosen = self.pipeline.options(conditional, **self.given)
         return chosen.model_dump(mode="json", exclude_defaults=True)
 
+    def candidates(self, conditional: bool) -> dict[str, Any] | None:
+        if self.chosen is None:
+            return None
+        scorer = self.pipeline.scorer(self.chosen.rerank, conditional)
+        kind = self.chosen.rerank.partition(":")[0]  # a folder may be moved
+        return {**self.chosen.model_dump(), "rerank": kind, "weights": [sha256_of(path) for path in scorer.weights]}
+
     def draw(
-        self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
+        self,
+        conditions: Sequence[ImageCondition],
+        seeds: Sequence[int],
+        batch_size: int,
+        advance: Callable[[int], object],
     ) -> Drawn:
+        choice = self.chosen
         drawn = self.pipeline(
             [each.prompt for each in conditions if each.prompt is not None] or None,
             label=[each.label for each in conditions if each.label is not None] or None,
-            num_images_per_prompt=len(seeds) if conditions[0].is_null else 1,
+            num_images_per_prompt=choice.keep if choice else len(seeds) if conditions[0].is_null else 1,
+            num_candidates=choice.num_candidates if choice else None,
+            rerank=choice.rerank if choice else None,
             generator=list(seeds),
             output_type="pt",
-            batch_size=len(seeds),
+            batch_size=batch_size,
             callback_on_step_end=lambda _, step, steps, found: advance(len(found["codes"])),
             **self.given,
         )
-        return torch.as_tensor(drawn.images), drawn.logprobs.double().sum(1)
+        return Drawn(torch.as_tensor(drawn.images), drawn.seeds, drawn.logprobs.double().sum(1), drawn.scores)
 
 
 class LatentSampler:
@@ -141,9 +185,16 @@ class LatentSampler:
             raise UserError(f"temperature: found {self.temperature}, expected a finite number above 0")
         return {} if self.temperature == 1 else {"temperature": self.temperature}
 
+    def candidates(self, conditional: bool) -> dict[str, Any] | None:
+        return None
+
     @torch.no_grad()
     def draw(
-        self, conditions: Sequence[ImageCondition], seeds: Sequence[int], advance: Callable[[int], object]
+        self,
+        conditions: Sequence[ImageCondition],
+        seeds: Sequence[int],
+        batch_size: int,
+        advance: Callable[[int], object],
     ) -> Drawn:
         known = [each.label for each in conditions if each.label is not None]
         labels = torch.tensor(known) if known else None
@@ -153,4 +204,4 @@ class LatentSampler:
         z = z.to(next(self.model.parameters()).device)
         images = self.model.decode(z, labels).clamp(0, 1)
         advance(len(seeds))
-        return images, prior.log_prob(z[:, None])[:, 0].double().cpu()
+        return Drawn(images, seeds, prior.log_prob(z[:, None])[:, 0].double().cpu())

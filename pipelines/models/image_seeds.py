@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipelines.base.errors import UserError
 from pipelines.base.random_streams import permutation_at
@@ -27,8 +28,13 @@ def image_seeds(generator: Seeds, n: int) -> list[int]:
         case bool():
             raise UserError(f"generator: found {generator}, expected an int, a list of ints, a torch.Generator or None")
         case int():
-            return permutation_at((generator, "image"), 2**32, np.arange(n)).tolist()
+            return seeds_at(generator, np.arange(n))
         case _:
             if len(generator) != n:
                 raise UserError(f"generator: found {len(generator)} seeds, expected one for each of the {n} images")
             return [int(seed) for seed in generator]
+
+
+def seeds_at(seed: int, indices: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    """What `image_seeds` gives the images of these numbers, which are below 2^32."""
+    return permutation_at((seed, "image"), 2**32, np.asarray(indices, dtype=np.int64)).tolist()

@@ -10,10 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipelines.base.errors import UserError
+from pipelines.models.candidate_options import CLIP, LIKELIHOOD
 from pipelines.models.rerank_clip import ClipScorer
 from prior import GenerationOutput, TokenPrior, likelihood_ratio
-
-LIKELIHOOD, CLIP = "likelihood", "clip:"
 
 ScoreFunction = Callable[[Float[Tensor, "n c h w"], str | None], Tensor | Sequence[float]]
 """Scores of n images in [0, 1] for their prompt, or the name of their label: the higher the better."""

@@ -44,6 +44,19 @@ Prompt = Annotated[
 Prompts = Annotated[Path | None, typer.Option(help="a text file with a caption a line", metavar="FILE")]
 NumImages = Annotated[
     int | None,
-    typer.Option("--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all [64, or one a prompt if more]"),
+    typer.Option(
+        "--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all [64, or one a prompt if more, or all kept]"
+    ),
+]
+NumCandidates = Annotated[
+    int | None,
+    typer.Option("--candidates", min=1, max=2**16, help="images to draw of each prompt or label, and choose"),
+]
+Keep = Annotated[int | None, typer.Option(min=1, help="how many candidates to keep, the best first [1]")]
+Rerank = Annotated[
+    str | None,
+    typer.Option(
+        help="choose by 'likelihood' (of the image with its prompt over without) or 'clip:FOLDER' [likelihood]"
+    ),
 ]
 Draws = Annotated[int, typer.Option(min=1, max=10**7, help="latents that bound the likelihood of each image")]

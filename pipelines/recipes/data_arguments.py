@@ -1,4 +1,4 @@
-"""What `--data`, `--split` and `--prompts` of the command line mean."""
+"""What `--data`, `--split`, `--prompts` and `--candidates` of the command line mean."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.recipe_files import find_recipe, validate
 from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import DataConfig, Split
+from pipelines.models.candidate_options import CandidateOptions
 from pipelines.models.checkpoint import tokenizer_config
 from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.recipes.pipeline import read_part
@@ -54,6 +55,20 @@ def prompts_of(prompts: list[str] | None, file: Path | None) -> tuple[str, ...] 
     if file is not None and not any(lines):
         raise UserError(f"{file}: --prompts: found no prompt, expected one a line")
     return (*(prompts or ()), *filter(None, lines)) or None
+
+
+def candidates_of(num_candidates: int | None, keep: int | None, rerank: str | None) -> CandidateOptions | None:
+    """What `--candidates`, `--keep` and `--rerank` ask for; None where all images are kept.
+
+    Raises:
+        UserError: more are to be kept than drawn, nothing is to be chosen from, or no such way to choose.
+    """
+    chosen = {name: value for name, value in (("keep", keep), ("rerank", rerank)) if value is not None}
+    if num_candidates is None:
+        if chosen:
+            raise UserError(f"--{next(iter(chosen))}: needs --candidates, how many images to choose from")
+        return None
+    return validate(CandidateOptions, {"num_candidates": num_candidates, **chosen}, "--candidates")
 
 
 def _data_block(path: Path) -> DataConfig:

@@ -10,6 +10,7 @@ from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import SPLITS, Split
 from pipelines.evaluate.classifier_recipe import TRAINING, Width
+from pipelines.models.candidate_options import LIKELIHOOD, CandidateOptions
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
 from pipelines.training.config import TrainingConfig
 from prior import SamplingOptions
@@ -27,6 +28,7 @@ class EncodeOptions(BaseModel):
 class SampleOptions(BaseModel):
     """`num_images` images, every class or every prompt in turn; `options` become the defaults of the image pipeline.
     `prompts`: what a prior by caption draws (None: the first captions of the split that is evaluated, each once).
+    `candidates`: how many images are drawn for those that are kept, and how these are chosen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,7 @@ class SampleOptions(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=64, ge=1)
     options: SamplingOptions = SamplingOptions()
+    candidates: CandidateOptions | None = None
 
 
 class ClassifierOptions(BaseModel):
@@ -103,6 +106,19 @@ class PipelineRecipe(BaseModel):
             raise ValueError(
                 f"sample.options.guidance_scale is {guidance}, but prior.condition_dropout is 0, so that the null "
                 "condition that guidance needs is never trained; expected prior.condition_dropout above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_can_be_compared(self) -> Self:
+        if (candidates := self.sample.candidates) is None:
+            return self
+        if self.prior.condition == "none":
+            raise ValueError("sample.candidates needs a prior with a condition, found prior.condition: none")
+        if candidates.rerank == LIKELIHOOD and self.prior.condition_dropout == 0:
+            raise ValueError(
+                "sample.candidates.rerank is 'likelihood', but prior.condition_dropout is 0, so that the likelihood of "
+                "images without a condition is never trained; expected prior.condition_dropout above 0"
             )
         return self
 

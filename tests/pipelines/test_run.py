@@ -170,6 +170,7 @@ STAGES = {"tokenizer", "tokens", "prior", "image_pipeline", "samples", "reconstr
         ("sample.seed=5", {"samples"}),
         ("sample.num_images=8", {"samples"}),
         ("sample.num_images=4", {"samples"}),
+        ("sample.candidates.num_candidates=2", {"samples"}),
         ("sample.options.guidance_scale=2.5", {"image_pipeline", "samples"}),
         ("sample.options.top_p=null", {"image_pipeline", "samples"}),
         ("evaluate.max_images=5", {"reconstructions"}),
@@ -418,6 +419,17 @@ def test_guidance_needs_a_null_condition_that_is_trained(recipe_file):
     load_pipeline(recipe_file, guided)
     with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but prior\.condition_dropout is 0"):
         load_pipeline(recipe_file, [*guided, "prior.condition_dropout=0"])
+
+
+def test_candidates_need_what_compares_them_with_their_condition(recipe_file):
+    chosen = ["sample.candidates.num_candidates=2"]
+    load_pipeline(recipe_file, chosen)
+    with pytest.raises(
+        UserError, match=r"sample\.candidates\.rerank is 'likelihood', but prior\.condition_dropout is 0"
+    ):
+        load_pipeline(recipe_file, [*chosen, "prior.condition_dropout=0"])
+    with pytest.raises(UserError, match=r"sample\.candidates needs a prior with a condition"):
+        load_pipeline(recipe_file, [*chosen, "prior.condition=none"])
 
 
 def test_the_time_of_a_stage_is_the_sum_of_its_interrupted_calls(tmp_path, monkeypatch):
