@@ -265,7 +265,7 @@ def test_its_image_pipeline_draws_codes_of_both_levels(finished):
     assert drawn.tokens.shape == (4, 80) and torch.as_tensor(drawn.images).shape == (4, 3, 32, 32)
     coarse, fine = split_codes(drawn.tokens, GRIDS)
     assert coarse.max() < 20 and fine.max() < 300
-    (alone,) = pipeline("blue cross", generator=[drawn.seeds[3]], output_type="pt").tokens
+    (alone,) = pipeline(label="blue cross", generator=[drawn.seeds[3]], output_type="pt").tokens
     assert torch.equal(alone, drawn.tokens[3])
 
 
