@@ -75,6 +75,14 @@ def test_few_captions_make_fewer_words_than_asked_for():
     assert CaptionTokenizer.train([], 256).num_words == 256
 
 
+def test_a_word_that_two_merges_make_is_counted_once():
+    captions = CaptionTokenizer([("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")])
+    assert captions.num_words == 256 + 3
+    assert captions.encode([" abc"], 4).tolist() == captions.encode(["abc"], 4, dropout=1e-12, seeds=[0]).tolist()
+    assert captions.encode(["abc"], 2)[0, 1] == 258  # after the space
+    assert CaptionTokenizer.from_json(captions.to_json()).to_json() == captions.to_json()
+
+
 def test_fewer_words_than_bytes_are_refused():
     with pytest.raises(ValueError, match="num_words: found 255, expected at least 256"):
         CaptionTokenizer.train(TEXTS, 255)
