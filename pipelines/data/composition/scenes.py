@@ -21,7 +21,7 @@ COLOURS = {
     "blue": (35, 65, 215),
     "pink": (240, 60, 190),
 }
-GROUNDS = {"white": (250, 250, 250), "grey": (150, 150, 150), "black": (15, 15, 15)}
+GROUNDS = {"white": (250, 250, 250), "grey": (180, 180, 180), "black": (15, 15, 15)}
 SIZES = ("small", "large")
 FILLS = ("solid", "outlined", "striped")
 ROTATIONS = ("up", "right", "down", "left")  # where an object points: a quarter turn each, clockwise

@@ -26,7 +26,7 @@ def test_pictures_keys_and_captions_are_pinned():
         source = composition(split, seed=3, **MIXED, paraphrases=True)
         digest.update(source.pixels(torch.arange(200)).numpy().tobytes())
         digest.update(repr([(row.key, row.text, row.factors) for row in source.metadata(range(200))]).encode())
-    assert digest.hexdigest() == "a6533423aed9391e236dcd06f57306a4d8db02895f8fa4d1dc260b5d6a93ca82"
+    assert digest.hexdigest() == "d5dbd5dd5b07d444fbb5bd3b62364429c70b351410c743eab8f1c2d0275913e9"
 
 
 def test_a_row_is_the_same_in_any_company():
