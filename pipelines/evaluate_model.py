@@ -120,7 +120,6 @@ def _evaluate(
 ) -> None:
     """Everything is measured by all processes, and written by the first."""
     model, rows = tokenizer.model, min(len(images), request.max_images or len(images))
-    exact = pixels_are_known(model, images)
     checked = {check.name: asdict(check.measure(request.split, request.max_images, accelerator))} if check else {}
     factors = images.factors(range(1)) is not None
     window = latent_window(model, images, range(rows), request.batch_size, accelerator, keep_means=factors)
@@ -132,13 +131,7 @@ def _evaluate(
         "images": sum(bool(row.figures) for row in found),
         "dims": model.dims,
         "draws": request.draws if model.is_random else None,
-        "likelihood": {
-            "kind": model.config.likelihood.kind,
-            "is_mass": model.likelihood.is_mass,
-            "bins": model.likelihood.bins,
-            "exact": exact,
-            "meaning": meaning_of(model, exact),
-        },
+        "likelihood": _likelihood(model, pixels_are_known(model, images)),
         "figures": figures_of(found),
         **_health(window),
         "disentanglement": None,
@@ -153,6 +146,17 @@ def _evaluate(
         write_text(output / "images.csv", as_csv(found, images.classes))
         write_report(output, report, f"Evaluation of {tokenizer.folder.name}")
         remove_unfinished(output)
+
+
+def _likelihood(model: Autoencoder, exact: bool) -> dict[str, Any]:
+    """What kind of number the likelihood is. `exact`: every pixel is one of the values that it knows."""
+    return {
+        "kind": model.config.likelihood.kind,
+        "is_mass": model.likelihood.is_mass,
+        "bins": model.likelihood.bins,
+        "exact": exact,
+        "meaning": meaning_of(model, exact),
+    }
 
 
 def _notes(
