@@ -175,10 +175,10 @@ class ImageGenerationPipeline:
         (b,), "logprobs": (b,), "images": range})` runs after every code of every batch.
 
         `num_candidates` of each prompt or label are drawn, and of these the best are given back, the best first, by
-        `rerank`: "likelihood" (the default), how much likelier the image is with its condition than without it;
-        "clip:FOLDER" or "clip:owner/name", a CLIP model of transformers; or a function of images (n, c, H, W) in
-        [0, 1] and the prompt or the name of the label, which gives n scores, the higher the better. Seeds and the
-        callback's `images` then count candidates.
+        `rerank`: "likelihood" (the default) or "likelihood_ratio" under the prior, or "clip:FOLDER" or
+        "clip:owner/name", a CLIP model of transformers (`CandidateOptions` says when to take which); or a function of
+        images (n, c, H, W) in [0, 1] and the prompt or the name of the label, which gives n scores, the higher the
+        better. Seeds and the callback's `images` then count candidates.
 
         Options not given come from `generation_config`, unless they would contradict the given ones (filters under
         do_sample=False, guidance without a condition); None switches a filter off.

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipelines.base.errors import UserError
-from pipelines.models.candidate_options import CLIP, LIKELIHOOD
+from pipelines.models.candidate_options import CLIP, LIKELIHOOD, LIKELIHOOD_RATIO, NAMED, is_named
 from pipelines.models.rerank_clip import ClipScorer
 from prior import GenerationOutput, TokenPrior, likelihood_ratio
 
@@ -18,7 +18,7 @@ ScoreFunction = Callable[[Float[Tensor, "n c h w"], str | None], Tensor | Sequen
 """Scores of n images in [0, 1] for their prompt, or the name of their label: the higher the better."""
 
 Rerank = str | ScoreFunction
-"""`likelihood`, `clip:` and a folder or a repository on the hub, or a function."""
+"""`likelihood`, `likelihood_ratio`, `clip:` and a folder or a repository on the hub, or a function."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ class Scorer(Protocol):
 
 
 class LikelihoodScorer:
+    """log p(image | condition) in nats, by the prior that drew the images."""
+
+    weights: Sequence[Path] = ()
+
+    def __call__(self, candidates: DrawnImages, text: str | None) -> Float[Tensor, " n"]:
+        tokens = candidates.tokens
+        return _of_first_equal(tokens.codes, tokens.logprobs.double().sum(1).float())
+
+
+class LikelihoodRatioScorer:
     """log p(image | condition) - log p(image) in nats, by the prior that drew the images."""
 
     weights: Sequence[Path] = ()
@@ -59,7 +69,7 @@ class LikelihoodScorer:
     def __call__(self, candidates: DrawnImages, text: str | None) -> Float[Tensor, " n"]:
         tokens, device = candidates.tokens, self.prior.device
         there = GenerationOutput(torch.as_tensor(tokens.codes.to(device)), tokens.logprobs.to(device))
-        return likelihood_ratio(self.prior, there).cpu()
+        return _of_first_equal(tokens.codes, likelihood_ratio(self.prior, there).cpu())
 
 
 class TextScorer:
@@ -83,23 +93,35 @@ def open_scorer(rerank: Rerank, prior: TokenPrior, conditional: bool) -> Scorer:
 
     Raises:
         UserError: nothing of that name, or images without a condition are to be scored by what compares them with it;
-            the prior never saw the null condition, which `likelihood` needs; as `ClipScorer`.
+            the prior never saw the null condition, which `likelihood_ratio` needs; as `ClipScorer`.
     """
     if callable(rerank):
         return TextScorer(rerank)
-    if rerank != LIKELIHOOD and not rerank.startswith(CLIP):
-        raise UserError(f"rerank: found {rerank!r}, expected 'likelihood', 'clip:FOLDER' or a function")
+    if not is_named(rerank):
+        raise UserError(f"rerank: found {rerank!r}, expected one of {NAMED}, or a function")
     if not conditional:
         raise UserError(f"rerank: {rerank!r} compares images with their prompt or label, and there is none")
-    if rerank != LIKELIHOOD:
+    if rerank == LIKELIHOOD:
+        return LikelihoodScorer()
+    if rerank != LIKELIHOOD_RATIO:
         clip = ClipScorer(rerank.removeprefix(CLIP), prior.device)
         return TextScorer(clip, clip.weights)
     if not prior.can_be_guided:
         raise UserError(
-            "rerank: 'likelihood' needs the likelihood of images without a condition, and this prior was trained with "
-            "condition_dropout=0, so that it never saw the null condition; expected 'clip:FOLDER' or a function"
+            "rerank: 'likelihood_ratio' needs the likelihood of images without a condition, and this prior was trained "
+            "with condition_dropout=0, so that it never saw the null condition; expected 'likelihood', "
+            "'clip:FOLDER' or a function"
         )
-    return LikelihoodScorer(prior)
+    return LikelihoodRatioScorer(prior)
+
+
+def _of_first_equal(codes: Int[Tensor, " n *codes"], scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Equal candidates get the score of the first of them. Their own differ by roundings, which depend on the batch,
+    and must not say whose seed is kept.
+    """
+    kinds = codes.flatten(1).unique(dim=0, return_inverse=True)[1]
+    first = torch.full_like(kinds, len(kinds)).scatter_reduce(0, kinds, torch.arange(len(kinds)), "amin")
+    return scores[first[kinds]]
 
 
 def check_counts(kept: int, num_candidates: int | None, rerank: Rerank | None) -> None:

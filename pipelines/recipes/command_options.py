@@ -56,7 +56,7 @@ Keep = Annotated[int | None, typer.Option(min=1, help="how many candidates to ke
 Rerank = Annotated[
     str | None,
     typer.Option(
-        help="choose by 'likelihood' (of the image with its prompt over without) or 'clip:FOLDER' [likelihood]"
+        help="choose by 'likelihood', 'likelihood_ratio' (with the prompt over without) or 'clip:FOLDER' [likelihood]"
     ),
 ]
 Draws = Annotated[int, typer.Option(min=1, max=10**7, help="latents that bound the likelihood of each image")]

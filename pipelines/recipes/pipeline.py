@@ -10,7 +10,7 @@ from pipelines.base.recipe_files import find_recipe, override, validate
 from pipelines.base.recipe_inheritance import read_recipe
 from pipelines.data import SPLITS, Split
 from pipelines.evaluate.classifier_recipe import TRAINING, Width
-from pipelines.models.candidate_options import LIKELIHOOD, CandidateOptions
+from pipelines.models.candidate_options import LIKELIHOOD_RATIO, CandidateOptions
 from pipelines.recipes.stages import PriorRecipe, TokenizerRecipe
 from pipelines.training.config import TrainingConfig
 from prior import SamplingOptions
@@ -115,10 +115,10 @@ class PipelineRecipe(BaseModel):
             return self
         if self.prior.condition == "none":
             raise ValueError("sample.candidates needs a prior with a condition, found prior.condition: none")
-        if candidates.rerank == LIKELIHOOD and self.prior.condition_dropout == 0:
+        if candidates.rerank == LIKELIHOOD_RATIO and self.prior.condition_dropout == 0:
             raise ValueError(
-                "sample.candidates.rerank is 'likelihood', but prior.condition_dropout is 0, so that the likelihood of "
-                "images without a condition is never trained; expected prior.condition_dropout above 0"
+                "sample.candidates.rerank is 'likelihood_ratio', but prior.condition_dropout is 0, so that the "
+                "likelihood of images without a condition is never trained; expected prior.condition_dropout above 0"
             )
         return self
 

@@ -423,11 +423,13 @@ def test_guidance_needs_a_null_condition_that_is_trained(recipe_file):
 
 def test_candidates_need_what_compares_them_with_their_condition(recipe_file):
     chosen = ["sample.candidates.num_candidates=2"]
-    load_pipeline(recipe_file, chosen)
+    load_pipeline(recipe_file, [*chosen, "prior.condition_dropout=0"])
+    ratio = [*chosen, "sample.candidates.rerank=likelihood_ratio"]
+    load_pipeline(recipe_file, ratio)
     with pytest.raises(
-        UserError, match=r"sample\.candidates\.rerank is 'likelihood', but prior\.condition_dropout is 0"
+        UserError, match=r"sample\.candidates\.rerank is 'likelihood_ratio', but prior\.condition_dropout is 0"
     ):
-        load_pipeline(recipe_file, [*chosen, "prior.condition_dropout=0"])
+        load_pipeline(recipe_file, [*ratio, "prior.condition_dropout=0"])
     with pytest.raises(UserError, match=r"sample\.candidates needs a prior with a condition"):
         load_pipeline(recipe_file, [*chosen, "prior.condition=none"])
 

@@ -108,7 +108,8 @@ def test_more_candidates_than_there_are_seeds_are_refused(image_pipeline, tmp_pa
         ((None, 2, None), "--keep: needs --candidates"),
         ((None, None, "likelihood"), "--rerank: needs --candidates"),
         ((2, 3, None), "num_candidates is 2, expected at least keep, 3"),
-        ((2, 1, "beauty"), "rerank: found 'beauty', expected 'likelihood' or 'clip:FOLDER'"),
+        ((2, 1, "beauty"), "rerank: found 'beauty', expected one of 'likelihood', 'likelihood_ratio', 'clip:FOLDER'"),
+        ((2, 1, "clip:"), "rerank: found 'clip:', expected one of"),
     ],
 )
 def test_mistakes_of_the_command_line_are_named(arguments, message):

@@ -39,8 +39,15 @@ def test_a_candidate_comes_back_alone_from_its_seed(pipe):
     assert torch.equal(draw(pipe, 1, generator=kept.seeds).images, kept.images)
 
 
-def test_the_default_is_the_likelihood_of_the_image_with_its_label_over_that_without(pipe):
+def test_the_default_is_the_likelihood_of_the_image_with_its_label(pipe):
     found = draw(pipe, num_images_per_prompt=3, num_candidates=3)
+    expected = sequence_logprobs(pipe.prior.model, found.tokens, torch.tensor(found.labels)).sum(1)
+    torch.testing.assert_close(found.scores, expected, atol=1e-3, rtol=0)
+    assert found.scores[:3].diff().max() <= 0 and found.scores[3:].diff().max() <= 0
+
+
+def test_the_ratio_is_the_likelihood_of_the_image_with_its_label_over_that_without(pipe):
+    found = draw(pipe, num_images_per_prompt=3, num_candidates=3, rerank="likelihood_ratio")
     model, labels = pipe.prior.model, torch.tensor(found.labels)
     expected = (sequence_logprobs(model, found.tokens, labels) - sequence_logprobs(model, found.tokens)).sum(1)
     torch.testing.assert_close(found.scores, expected, atol=1e-3, rtol=0)

@@ -11,7 +11,7 @@ from pipelines.base.errors import UserError
 from pipelines.models import rerank_clip
 from pipelines.models.rerank import DrawnImages, keep_best, open_scorer
 from pipelines.models.rerank_clip import ClipScorer
-from prior import GenerationOutput, PriorConfig, TokenPrior, TransformerConfig, Vocabulary, generate, likelihood_ratio
+from prior import GenerationOutput, PriorConfig, TokenPrior, TransformerConfig, Vocabulary, generate, sequence_logprobs
 from prior import SamplingRequest as Request
 
 needs_transformers = pytest.mark.skipif(
@@ -128,11 +128,30 @@ def test_clip_without_transformers_names_the_extra(monkeypatch, tmp_path):
         open_scorer(f"clip:{tmp_path}", make_prior(), True)
 
 
-def test_the_likelihood_is_that_of_the_prior():
-    prior = make_prior()
-    drawn = generate(prior, Request(range(4), torch.tensor([0, 1, 2, 0])))
-    found = open_scorer("likelihood", prior, True)(DrawnImages(torch.arange(4), random_images(4), drawn), "red")
-    assert torch.equal(found, likelihood_ratio(prior, drawn))
+@pytest.mark.parametrize("rerank", ["likelihood", "likelihood_ratio"])
+def test_the_likelihoods_are_those_of_the_prior(rerank):
+    prior, labels = make_prior(), torch.tensor([0, 1, 2, 0])
+    drawn = generate(prior, Request(range(4), labels))
+    found = open_scorer(rerank, prior, True)(DrawnImages(torch.arange(4), random_images(4), drawn), "red")
+    expected = sequence_logprobs(prior, drawn.codes, labels)
+    if rerank == "likelihood_ratio":
+        expected = expected - sequence_logprobs(prior, drawn.codes)
+    torch.testing.assert_close(found, expected.sum(1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rerank", ["likelihood", "likelihood_ratio"])
+def test_of_equal_candidates_the_first_is_kept_however_their_likelihood_is_rounded(rerank):
+    codes = torch.tensor([2, 1, 2, 3, 1, 1])[:, None, None, None].expand(-1, 2, 2, 1)
+    rounded = torch.full((6, 4), -0.5)
+    rounded[[2, 4, 5]] += 1e-5  # as in other batches
+    drawn = DrawnImages(torch.arange(6), random_images(6), GenerationOutput(codes, rounded))
+    kept = keep_best(drawn, ["red"], open_scorer(rerank, make_prior(), True), 6).rows.tolist()
+    assert kept.index(0) < kept.index(2) and kept.index(1) < kept.index(4) < kept.index(5)
+
+
+def test_the_likelihood_needs_no_null_condition():
+    drawn = candidates(random_images(3))
+    assert open_scorer("likelihood", make_prior(condition_dropout=0.0), True)(drawn, "red").tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("as_given", [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.double])
@@ -152,10 +171,16 @@ def test_a_function_is_given_images_and_text(as_given):
 @pytest.mark.parametrize(
     ("rerank", "conditional", "condition_dropout", "message"),
     [
-        ("beauty", True, 0.1, "rerank: found 'beauty', expected 'likelihood', 'clip:FOLDER' or a function"),
+        (
+            "beauty",
+            True,
+            0.1,
+            "rerank: found 'beauty', expected one of 'likelihood', 'likelihood_ratio', 'clip:FOLDER', or a function",
+        ),
         ("likelihood", False, 0.1, "rerank: 'likelihood' compares images with their prompt or label"),
         ("clip:anything", False, 0.1, "rerank: 'clip:anything' compares images with their prompt or label"),
-        ("likelihood", True, 0.0, "condition_dropout=0"),
+        ("clip:", True, 0.1, "rerank: found 'clip:', expected one of"),
+        ("likelihood_ratio", True, 0.0, "condition_dropout=0"),
     ],
 )
 def test_what_cannot_rank_is_refused(rerank, conditional, condition_dropout, message):
