@@ -30,10 +30,12 @@ from pipelines.data.composition.drawing import (
 )
 from pipelines.data.composition.scenes import COUNT, COUNTS, OBJECT, POSITIONS, RELATION, Scene, SceneKind
 
-# The largest error of a legible image. Real pictures have 0. At 32 pixels the worst of 1,500 blurred to a PSNR of 26 dB
-# has 0.053 and to 25 dB 0.073. A shape blurred to a blob has 0.13, stripes that have run together 0.14, a filled hole
-# or a stain of 4 x 4 pixels 0.25, a missing or an extra object 0.6 and more.
-TOLERANCE = 0.08
+# The largest error of a legible image. Real pictures have 0. Of the reconstructions by three tokenizers at 32 pixels
+# that are read right, 99 % are below 0.06 to 0.13 at a PSNR of 33 to 26 dB, and below 0.12 to 0.17 at 24 dB. An object
+# of which a half is missing has at least 0.20, one with a hole of 4 x 4 pixels 0.23, a stain of so many in its colour
+# 0.25, a missing or an extra object 0.6 and more. 0.08 refused a quarter of the reconstructions at 24 dB that
+# are read right. What lies half-way between two scenes has 0.03 to 0.25, and is mostly taken for one of them.
+TOLERANCE = 0.18
 IMAGES_AT_ONCE = 250
 
 
