@@ -69,6 +69,7 @@ def prepare_mask(mask: Image.Image, preprocess: Preprocess) -> Bool[Tensor, "h w
 
 def grow_mask(mask: Bool[Tensor, "n h w"], margin: int) -> Bool[Tensor, "n h w"]:
     """The mask and all pixels at most `margin` rows and columns away from it."""
+    margin = min(margin, max(mask.shape[1:]))  # no pixel is farther away
     return F.max_pool2d(mask[:, None].float(), 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
 
 

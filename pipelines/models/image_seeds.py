@@ -32,7 +32,10 @@ def image_seeds(generator: Seeds, n: int) -> list[int]:
         case _:
             if len(generator) != n:
                 raise UserError(f"generator: found {len(generator)} seeds, expected one for each of the {n} images")
-            return [int(seed) for seed in generator]
+            seeds = [int(seed) for seed in generator]
+            if wrong := [seed for seed in seeds if not 0 <= seed < 2**64]:
+                raise UserError(f"generator: found the seed {wrong[0]}, expected 0 to 2^64 - 1")
+            return seeds
 
 
 def seeds_at(seed: int, indices: Sequence[int] | NDArray[np.int64]) -> list[int]:

@@ -79,7 +79,11 @@ def _prepared(image: Pictures, preprocess: Preprocess) -> Float[Tensor, "n c h w
     expected = (preprocess.channels, preprocess.size, preprocess.size)
     if tuple(images.shape[1:]) != expected or not len(images):
         raise UserError(f"image: found the shape {tuple(image.shape)}, expected (n, {', '.join(map(str, expected))})")
-    return images / 255 if images.dtype == torch.uint8 else images.float()
+    images = (images / 255 if images.dtype == torch.uint8 else images.float()).cpu()
+    if not ((images >= 0) & (images <= 1)).all():  # nan too
+        found = f"{images.min():.6g} to {images.max():.6g} in a tensor of {image.dtype}"
+        raise UserError(f"image: found {found}, expected 0 to 1, or 0 to 255 in one of torch.uint8")
+    return images
 
 
 def _prepared_masks(mask: Pictures, preprocess: Preprocess) -> Bool[Tensor, "n h w"]:
@@ -92,4 +96,4 @@ def _prepared_masks(mask: Pictures, preprocess: Preprocess) -> Bool[Tensor, "n h
     if tuple(masks.shape[1:]) != (size, size) or masks.dtype != torch.bool:
         found = f"{tuple(mask.shape)} of {mask.dtype}"
         raise UserError(f"mask_image: found {found}, expected (n, {size}, {size}) or ({size}, {size}) of torch.bool")
-    return masks
+    return masks.cpu()

@@ -125,10 +125,12 @@ def _of_first_equal(codes: Int[Tensor, " n *codes"], scores: Float[Tensor, " n"]
 
 
 def check_counts(kept: int, num_candidates: int | None, rerank: Rerank | None) -> None:
-    """Raise UserError where there are fewer candidates than images to keep, or a rerank without candidates."""
+    """Raise UserError where no image is to be kept, there are fewer candidates than that, or a rerank without any."""
+    if kept < 1:
+        raise UserError(f"num_images_per_prompt: found {kept}, expected at least 1")
     if num_candidates is None and rerank is not None:
         raise UserError("rerank: needs num_candidates, how many images to choose from")
-    if num_candidates is not None and num_candidates < max(kept, 1):
+    if num_candidates is not None and num_candidates < kept:
         raise UserError(f"num_candidates: found {num_candidates}, expected at least the {kept} images to keep")
 
 

@@ -56,8 +56,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
         with _quiet():
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the readers of weights, configurations and words raise whatever they like
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"rerank: {folder} cannot be read as a CLIP model ({reason})") from error
     if not hasattr(model, "logit_scale"):
         raise UserError(

@@ -70,6 +70,9 @@ def test_a_function_is_told_the_name_of_the_label_and_nothing_without_one(pipe):
     ("arguments", "message"),
     [
         ({"num_candidates": 0}, "num_candidates: found 0"),
+        ({"num_candidates": 4, "num_images_per_prompt": 0}, "num_images_per_prompt: found 0, expected at least 1"),
+        ({"num_candidates": 4, "num_images_per_prompt": -1}, "num_images_per_prompt: found -1"),
+        ({"generator": [0, -1]}, "generator: found the seed -1, expected 0 to"),
         ({"num_candidates": 2, "num_images_per_prompt": 3}, "num_candidates: found 2, expected at least the 3 images"),
         ({"rerank": "likelihood"}, "rerank: needs num_candidates"),
         ({"num_candidates": 2, "rerank": "best"}, "rerank: found 'best'"),

@@ -186,6 +186,12 @@ def test_greedy_takes_the_most_likely_token_at_each_redrawn_place(pipe, images):
         ({"mask": []}, "mask_image: found an empty list"),
         ({"images": []}, "image: found an empty list"),
         ({"images": torch.zeros(1, 3, 16, 16)}, r"image: found the shape \(1, 3, 16, 16\), expected \(n, 3, 32, 32\)"),
+        (
+            {"images": torch.full((1, 3, 32, 32), 255.0)},
+            "image: found 255 to 255 in a tensor of torch.float32, expected 0",
+        ),
+        ({"images": torch.full((1, 3, 32, 32), torch.nan)}, "image: found nan to nan"),
+        ({"generator": [0, 1, 2**70]}, "generator: found the seed 1180591620717411303424, expected 0 to"),
         ({"label": [0, 1]}, "label: found 2 for 3 images"),
         ({"label": "cat"}, "label: found 'cat'"),
         ({"margin": -1}, "margin: found -1"),

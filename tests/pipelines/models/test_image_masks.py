@@ -89,6 +89,7 @@ def test_a_margin_grows_the_mask_on_all_sides():
     expected = torch.zeros(1, 16, 16, dtype=torch.bool)
     expected[0, :3, 3:8] = True
     assert torch.equal(grown, expected) and torch.equal(grow_mask(grown, 0), grown)
+    assert grow_mask(grown, 2**40).all()
 
 
 def test_a_mask_is_cropped_and_resized_as_images_are():

@@ -122,6 +122,25 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path, clip_folder):
         open_scorer(f"clip:{tmp_path}", make_prior(), True)
 
 
+@needs_transformers
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"torn"),
+        ("config.json", b'{"model_type": "clip", "projection_dim": "x"}'),
+        ("config.json", b'{"model_type": "clip", "projection_dim": 3}'),
+        ("tokenizer.json", b"{"),
+    ],
+    ids=["weights", "type", "sizes", "words"],
+)
+def test_a_damaged_clip_is_refused(tmp_path, clip_folder, file, content):
+    for path in clip_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=r"rerank: .* cannot be read as a CLIP model"):
+        open_scorer(f"clip:{tmp_path}", make_prior(), True)
+
+
 def test_clip_without_transformers_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install smalti\[clip\]"):
