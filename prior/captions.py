@@ -9,12 +9,13 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from prior.bpe_dropout import merge_with_dropout
 
 BYTES = 256
 """The smallest vocabulary: a word for each byte, so that no text is unknown."""
@@ -100,19 +101,7 @@ class CaptionTokenizer:
         kept = _kept(random.Random(seed), dropout)
         normalized = self._tokenizer.normalizer.normalize_str(_encodable(text))
         pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(normalized)
-        return [self._ids[word] for piece, _ in pieces for word in self._merged(piece, kept)]
-
-    def _merged(self, piece: str, kept: Iterator[bool]) -> list[str]:
-        """The words of a piece of text between white space. Of the merges that are possible, less those that are
-        dropped this time, the first that was learnt is done, until none is left (arXiv 1910.13267, algorithm 1).
-        """
-        words, ranks = list(piece), self._ranks
-        while True:
-            possible = sorted((ranks[pair], place) for place, pair in enumerate(pairwise(words)) if pair in ranks)
-            place = next((place for _, place in possible if next(kept)), None)
-            if place is None:
-                return words
-            words[place : place + 2] = [words[place] + words[place + 1]]
+        return [self._ids[word] for piece, _ in pieces for word in merge_with_dropout(piece, self._ranks, kept)]
 
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise, product
 
 import pytest
@@ -12,7 +15,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from prior import CaptionTokenizer
-from prior.captions import _merges
+from prior.bpe_dropout import merge_with_dropout
+from prior.captions import _kept, _merges
 
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle")
 TEXTS = [f"A {colour} {shape} on {ground} ground" for colour, shape, ground in product(COLOURS, SHAPES, COLOURS)]
@@ -184,6 +188,37 @@ def test_segmentations_are_as_frequent_as_the_algorithm_says(dropout):
     statistic = sum((observed[words] / 5_000 - expected[words]) ** 2 / expected[words] for words in common) * 5_000
     degrees = len(common)
     assert statistic < degrees + 4 * (2 * degrees) ** 0.5
+
+
+def merged_by_search(characters: str, ranks: dict[tuple[str, str], int], kept: Iterator[bool]) -> list[str]:
+    """As `merge_with_dropout`, by the words of the paper: it looks at all possible merges before each that it does."""
+    words = list(characters)
+    while True:
+        possible = sorted((ranks[pair], place) for place, pair in enumerate(pairwise(words)) if pair in ranks)
+        place = next((place for _, place in possible if next(kept)), None)
+        if place is None:
+            return words
+        words[place : place + 2] = [words[place] + words[place + 1]]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.9])
+def test_the_heap_merges_as_a_search_does(dropout):
+    numbers = random.Random(3)
+    texts = ["".join(numbers.choices("aab", k=numbers.randint(1, 40))) for _ in range(200)]
+    captions = CaptionTokenizer.train(texts, 300)
+    for seed, text in enumerate(texts):
+        found, expected = (
+            merge(text, captions._ranks, _kept(random.Random(seed), dropout))
+            for merge in (merge_with_dropout, merged_by_search)
+        )
+        assert found == expected and "".join(found) == text
+
+
+def test_a_long_text_without_spaces_takes_no_quadratic_time():
+    captions = CaptionTokenizer.train(["in in"] * 2, 260)
+    start = time.process_time()
+    captions.encode(["in" * 10_000], 8, dropout=0.1, seeds=[0])
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
