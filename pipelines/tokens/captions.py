@@ -1,6 +1,6 @@
 """Captions and labels of token datasets, as a prior reads them."""
 
-from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Int
@@ -32,12 +32,13 @@ def condition_of(
 def distinct_captions(split: TokenSplit, most: int) -> list[str]:
     """The first captions of a split, each once; at most so many."""
     found: dict[str, None] = {}
-    for text in _captions(split.texts or ()):
+    for text in filter(is_caption, split.texts or ()):
         if len(found) == most:
             break
         found[text] = None
     return list(found)
 
 
-def _captions(texts: Sequence[str | None]) -> Iterator[str]:
-    return (text for text in texts if text and text.strip())
+def is_caption(text: str | None) -> TypeGuard[str]:
+    """Whether there is any word in a text. Otherwise a prior reads the null caption."""
+    return text is not None and bool(text.strip())

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipelines.base.errors import DataWarning, UserError
 from pipelines.base.first_process import first_has_checked
 from pipelines.base.random_streams import bits
-from pipelines.tokens.captions import texts_of
+from pipelines.tokens.captions import is_caption, texts_of
 from pipelines.tokens.dataset import Rows, TokenDataset, TokenSplit
 from pipelines.training.conditioning import CaptionOptions
 from prior import CaptionTokenizer
@@ -19,7 +19,7 @@ MEASURED = 100_000  # captions whose length is looked at before training
 
 def train_captions(dataset: TokenDataset, options: CaptionOptions) -> CaptionTokenizer:
     """The tokenizer of the captions of the training split. The same captions give the same one in every process."""
-    captions = [text for text in dataset.split("train").texts or () if text]
+    captions = list(filter(is_caption, dataset.split("train").texts or ()))
     tokenizer = CaptionTokenizer.train(captions, options.vocab_size)
     if not first_has_checked():
         lengths = tokenizer.num_tokens(captions[:MEASURED])
@@ -37,15 +37,15 @@ def check_captions(dataset: TokenDataset, dropout: float) -> None:
     """Raises UserError where no training row has a caption; or only held-out rows lack one, and without `dropout` of
     conditions the null caption is never trained.
     """
-    texts = dataset.split("train").texts
-    if not texts or not any(texts):
+    trained = [is_caption(text) for text in dataset.split("train").texts or ()]
+    if not any(trained):
         others = "'label' or 'none'" if dataset.spec.classes else "'none'"
         raise UserError(
             f"condition: found 'caption', but {dataset.folder} has no captions (a source of images names their column "
             f"in `text`, before they are encoded); expected {others}"
         )
     held_out = dataset.split("validation").texts or ()
-    if not dropout and all(texts) and not all(held_out):
+    if not dropout and all(trained) and not all(map(is_caption, held_out)):
         raise UserError(
             f"condition_dropout: found 0, but {dataset.folder} has rows without a caption in split 'validation', and "
             "the null caption that stands for it is never trained; expected a number above 0"

@@ -140,14 +140,14 @@ def test_a_row_without_a_caption_has_the_null_caption(tiny_tokenizer, tmp_path):
 
 
 def test_a_null_caption_that_is_never_trained_is_refused(tiny_tokenizer, tmp_path):
-    tokens = captioned_tokens(tiny_tokenizer, tmp_path, train=["a cat"] * 12, validation=TEXTS)
+    tokens = captioned_tokens(tiny_tokenizer, tmp_path, train=["a cat"] * 12, validation=["a cat", " "] * 3)
     with pytest.raises(UserError, match=r"condition_dropout: found 0, but .* rows without a caption in .*validation"):
         prior_task(tokens, dropout=0)
     assert prior_task(tokens).captions
 
 
 def test_tokens_without_a_single_caption_are_refused(tiny_tokenizer, tmp_path):
-    tokens = captioned_tokens(tiny_tokenizer, tmp_path, train=[None, ""] * 6, validation=TEXTS)
+    tokens = captioned_tokens(tiny_tokenizer, tmp_path, train=[None, "", " \n"] * 4, validation=TEXTS)
     with pytest.raises(UserError, match=r"condition: found 'caption', but .* has no captions .*; expected 'none'"):
         prior_task(tokens)
 
