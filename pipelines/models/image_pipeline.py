@@ -332,7 +332,7 @@ class ImageGenerationPipeline:
     def _numbers(self, label: Label | Sequence[Label]) -> list[int]:
         wanted = [label] if isinstance(label, int | str) else list(label)
         if self.takes_captions and wanted:
-            raise UserError(f"label: found {wanted[0]!r}, but this prior was trained on captions; expected prompt")
+            raise UserError(f"label: found {wanted[0]!r}, but this prior was trained on captions; expected a prompt")
         if not wanted:
             raise UserError("label: found an empty list, expected at least one label, or None for no condition")
         return [label_number(each, self.num_classes, self.classes, "prior") for each in wanted]

@@ -162,7 +162,7 @@ class LatentSampler:
                 f"{folder}: is a tokenizer with codes ({self.model.config.bottleneck.kind}), which needs a prior over "
                 "them to draw images; expected an image pipeline, the output of `smalti run`, or a continuous tokenizer"
             )
-        self.temperature = float(self.given.get("temperature", 1.0))
+        self.temperature = self.given.get("temperature", 1.0)
         condition = self.model.config.condition
         self.num_classes = None if condition is None else condition.num_classes
         self.weights = {"tokenizer": resolve_folder(folder) / "model.safetensors"}
@@ -181,8 +181,9 @@ class LatentSampler:
                 f"{unknown[0]}: is an option of a prior over tokens; a continuous tokenizer draws from its latent "
                 "prior and takes a temperature alone"
             )
-        if not (0 < self.temperature < math.inf):
-            raise UserError(f"temperature: found {self.temperature}, expected a finite number above 0")
+        wanted = self.temperature
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
+            raise UserError(f"temperature: found {wanted!r}, expected a finite number above 0")
         return {} if self.temperature == 1 else {"temperature": self.temperature}
 
     def candidates(self, conditional: bool) -> dict[str, Any] | None:

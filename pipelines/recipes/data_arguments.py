@@ -1,6 +1,7 @@
 """What `--data`, `--split`, `--prompts` and `--candidates` of the command line mean."""
 
 import os
+from io import StringIO
 from pathlib import Path
 from typing import cast, get_args
 
@@ -51,7 +52,7 @@ def prompts_of(prompts: list[str] | None, file: Path | None) -> tuple[str, ...] 
     Raises:
         UserError: the file cannot be read, is no text, or holds no prompt.
     """
-    lines = [] if file is None else [line.strip() for line in read_text(file).splitlines()]
+    lines = [] if file is None else [line.strip() for line in StringIO(read_text(file), newline=None)]
     if file is not None and not any(lines):
         raise UserError(f"{file}: --prompts: found no prompt, expected one a line")
     return (*(prompts or ()), *filter(None, lines)) or None

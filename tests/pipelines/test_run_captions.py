@@ -13,6 +13,7 @@ from pipelines.cli import app
 from pipelines.evaluate.report import rows
 from pipelines.evaluate.samples import read_samples
 from pipelines.models.image_pipeline import ImageGenerationPipeline
+from pipelines.recipes.data_arguments import prompts_of
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.run import run
 from pipelines.sample import SampleRequest, sample
@@ -183,6 +184,14 @@ def test_a_file_without_prompts_is_named(image_pipeline, tmp_path, content, word
         file.write_bytes(content.encode("latin-1"))
     done = CliRunner().invoke(app, ["sample", str(image_pipeline), "-o", str(tmp_path / "s"), "--prompts", str(file)])
     assert isinstance(done.exception, UserError) and words in str(done.exception) and str(file) in str(done.exception)
+
+
+def test_only_the_ends_of_lines_part_the_prompts_of_a_file(tmp_path):
+    content = "\ufeffa red circle\r\n\r\n \t\na small\u2028blue\x0bcross \r"
+    (tmp_path / "prompts.txt").write_bytes(content.encode())
+    expected = ("", "a red circle", "a small\u2028blue\x0bcross")
+    assert prompts_of([""], tmp_path / "prompts.txt") == expected
+    assert prompts_of(None, None) is None
 
 
 def test_data_without_captions_is_refused_before_anything_is_trained(tmp_path, tiny_vae):

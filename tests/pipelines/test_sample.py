@@ -329,7 +329,9 @@ def test_an_image_of_a_conditional_latent_prior_is_that_of_its_label_in_every_ba
     [
         (SampleRequest(labels=("circle",)), "this tokenizer is unconditional"),
         (SampleRequest(options={"top_k": 5, "temperature": 0.5}), "top_k: is an option of a prior over tokens"),
-        (SampleRequest(options={"temperature": 0}), "temperature: found 0.0, expected a finite number above 0"),
+        (SampleRequest(options={"temperature": None}), "temperature: found None, expected a finite number above 0"),
+        (SampleRequest(options={"temperature": "hot"}), "temperature: found 'hot', expected"),
+        (SampleRequest(options={"temperature": 0}), "temperature: found 0, expected a finite number above 0"),
         (SampleRequest(options={"temperature": float("nan")}), "temperature: found nan"),
     ],
 )
