@@ -54,9 +54,13 @@ class CompositionConfig(BaseModel):
         return self
 
     @property
+    def _object_fraction(self) -> float:
+        return round(1 - self.relation_fraction - self.count_fraction, 12)  # 0 where the others are all
+
+    @property
     def fractions(self) -> dict[SceneKind, float]:
         """The share of each kind of scene, the rarest thing first."""
-        return {COUNT: self.count_fraction, RELATION: self.relation_fraction, OBJECT: 1.0}
+        return {COUNT: self.count_fraction, RELATION: self.relation_fraction, OBJECT: self._object_fraction}
 
 
 def combination(kind: SceneKind, values: Values) -> NDArray[np.int64]:
@@ -128,7 +132,8 @@ class Composition:
         """
         left, numbers, rest = np.arange(len(rows)), np.asarray(rows, dtype=np.int64), 1.0
         for kind, fraction in self.config.fractions.items():
-            share = min(1.0, fraction / rest) if rest > 0 else 0.0
+            share = fraction / rest if fraction else 0.0
+            share = 1.0 if share > 1 - 1e-9 else share  # the last kind has all that is left, whatever was rounded
             before, after = (np.floor(n * share).astype(np.int64) for n in (numbers, numbers + 1))
             here = after > before
             if here.any():

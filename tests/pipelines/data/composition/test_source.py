@@ -134,6 +134,13 @@ def test_factors_are_independent_integers_of_scenes_of_one_object():
     assert composition(**MIXED).factors(range(5)) is None
 
 
+@pytest.mark.parametrize(("relation", "count"), [(0.59, 0.41), (0.41, 0.59), (0.9, 0.1), (1, 0), (0, 1)])
+def test_shares_that_are_all_leave_no_row_to_another_kind(relation, count):
+    source = composition(relation_fraction=relation, count_fraction=count)
+    kinds = {kind for kind, _, _ in source.parts(np.arange(20_000))}
+    assert kinds == {kind for kind, share in ((RELATION, relation), (COUNT, count)) if share}
+
+
 def test_shares_of_more_than_everything_are_refused():
     with pytest.raises(ValidationError, match=r"relation_fraction: 0\.7 and count_fraction: 0\.4 are more than 1"):
         CompositionConfig(relation_fraction=0.7, count_fraction=0.4)
