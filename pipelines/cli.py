@@ -14,9 +14,11 @@ from pipelines.recipes.command_options import (
     BatchSize,
     Data,
     Draws,
-    Finite,
+    Greedy,
+    GuidanceScale,
     Keep,
     MaxImages,
+    MinP,
     NumCandidates,
     NumImages,
     Output,
@@ -28,8 +30,10 @@ from pipelines.recipes.command_options import (
     Recipe,
     Rerank,
     Split,
+    Temperature,
     Tokenizer,
-    finite,
+    TopK,
+    TopP,
     numbers,
 )
 
@@ -130,19 +134,12 @@ def sample(
     keep: Keep = None,
     rerank: Rerank = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="image i depends on the seed and i alone")] = 0,
-    temperature: Annotated[
-        Finite,
-        typer.Option(callback=finite, help="below 1: likelier codes or latents [the image pipeline's own, as below]"),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")] = None,
-    top_p: Annotated[Finite, typer.Option(callback=finite, help="only the likeliest codes of this mass")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(callback=finite, help="only codes this likely relative to the likeliest")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(callback=finite, help="uncond + s * (cond - uncond); 1 is off")
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="always the likeliest code")] = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    guidance_scale: GuidanceScale = None,
+    greedy: Greedy = False,
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:

@@ -9,11 +9,15 @@ from pipelines.recipes.command_options import (
     LARGEST_SEED,
     BatchSize,
     Data,
-    Finite,
+    Greedy,
+    GuidanceScale,
+    MinP,
     Output,
     Overwrite,
     Split,
-    finite,
+    Temperature,
+    TopK,
+    TopP,
 )
 
 
@@ -54,16 +58,12 @@ def complete(
         bool, typer.Option("--paste-original", help="put the original pixels around the mask back [decoded whole]")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="completion i depends on the seed and i")] = 0,
-    temperature: Annotated[Finite, typer.Option(callback=finite, help="[the image pipeline's own, as below]")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")] = None,
-    top_p: Annotated[Finite, typer.Option(callback=finite, help="only the likeliest codes of this mass")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(callback=finite, help="only codes this likely relative to the likeliest")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(callback=finite, help="uncond + s * (cond - uncond); 1 is off")
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="always the likeliest code")] = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    guidance_scale: GuidanceScale = None,
+    greedy: Greedy = False,
     batch_size: BatchSize = 64,
     overwrite: Overwrite = False,
 ) -> None:

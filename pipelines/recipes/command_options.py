@@ -48,6 +48,15 @@ NumImages = Annotated[
         "--num-images", "-n", min=1, max=MOST_IMAGES, help="images in all [64, or one a prompt if more, or all kept]"
     ),
 ]
+Temperature = Annotated[
+    Finite,
+    typer.Option(callback=finite, help="below 1: likelier codes or latents [the image pipeline's own, as below]"),
+]
+TopK = Annotated[int | None, typer.Option(min=1, max=2**32, help="only the k likeliest codes")]
+TopP = Annotated[Finite, typer.Option(callback=finite, help="only the likeliest codes of this mass")]
+MinP = Annotated[Finite, typer.Option(callback=finite, help="only codes this likely relative to the likeliest")]
+GuidanceScale = Annotated[Finite, typer.Option(callback=finite, help="uncond + s * (cond - uncond); 1 is off")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="always the likeliest code")]
 NumCandidates = Annotated[
     int | None,
     typer.Option("--candidates", min=1, max=2**16, help="images to draw of each prompt or label, and choose"),
