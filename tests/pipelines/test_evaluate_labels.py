@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pipelines import cli
+from pipelines import ImageGenerationPipeline, cli
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import save_images
 from pipelines.data import open_images
@@ -120,9 +120,9 @@ def test_an_image_pipeline_is_judged_by_its_own_samples(image_pipeline, tmp_path
 
 def test_samples_of_another_prior_are_refused(image_pipeline, refused, tmp_path):
     samples = sample(image_pipeline, tmp_path / "samples", SampleRequest(num_images=24))
-    other = shutil.copytree(image_pipeline, tmp_path / "other")
-    weights = other / "prior" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes() + b" ")
+    pipeline = ImageGenerationPipeline.from_pretrained(image_pipeline)
+    pipeline.prior.model.network.to_logits.weight.data += 1
+    other = pipeline.save_pretrained(tmp_path / "other")
     assert "--samples: " in (message := refused(other, COLOUR, samples)) and "of another prior" in message
 
 
