@@ -35,6 +35,7 @@ from pipelines.recipes.command_options import (
     TopK,
     TopP,
     numbers,
+    sampling_options,
 )
 
 app = typer.Typer(
@@ -151,15 +152,6 @@ def sample(
     from pipelines.sample import SampleRequest
     from pipelines.sample import sample as command
 
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "guidance_scale": guidance_scale,
-        "do_sample": False if greedy else None,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
     captions = prompts_of(prompt, prompts)
     request = SampleRequest(
         prompts=captions,
@@ -168,7 +160,7 @@ def sample(
         candidates=candidates_of(candidates, keep, rerank),
         seed=seed,
         batch_size=batch_size,
-        options=options,
+        options=sampling_options(temperature, top_k, top_p, min_p, guidance_scale, greedy),
     )
     command(model, output, request, overwrite)
 
@@ -255,6 +247,7 @@ def interpolate(
 
     Example: smalti interpolate runs/vae_family/vae --from 0 --to 7 --spherical --output between
     """
+    from pipelines.evaluate.chosen_images import is_row
     from pipelines.interpolate import InterpolationRequest
     from pipelines.interpolate import interpolate as command
     from pipelines.recipes.data_arguments import data_of, split_of
@@ -263,7 +256,7 @@ def interpolate(
         raise typer.BadParameter(f"found {len(start)} --from and {len(end)} --to, expected as many of each")
     pairs = tuple(zip(start, end, strict=True))
     request = InterpolationRequest(pairs=pairs, split=split_of(split), steps=steps, spherical=spherical, animation=gif)
-    rows = any(name.isdigit() for name in (*start, *end))
+    rows = any(is_row(name) for name in (*start, *end))
     command(tokenizer, data_of(data, tokenizer) if rows else None, output, request, overwrite)
 
 

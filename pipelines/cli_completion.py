@@ -18,6 +18,7 @@ from pipelines.recipes.command_options import (
     Temperature,
     TopK,
     TopP,
+    sampling_options,
 )
 
 
@@ -78,16 +79,9 @@ def complete(
     """
     from pipelines.complete import CompletionRequest
     from pipelines.complete import complete as command
+    from pipelines.evaluate.chosen_images import is_row
     from pipelines.recipes.data_arguments import data_of, split_of
 
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "guidance_scale": guidance_scale,
-        "do_sample": False if greedy else None,
-    }
     request = CompletionRequest(
         images=tuple(image),
         split=split_of(split),
@@ -101,7 +95,7 @@ def complete(
         paste_original=paste_original,
         seed=seed,
         batch_size=batch_size,
-        options={name: value for name, value in given.items() if value is not None},
+        options=sampling_options(temperature, top_k, top_p, min_p, guidance_scale, greedy),
     )
-    rows = any(name.isdigit() for name in image)
+    rows = any(is_row(name) for name in image)
     command(model, data_of(data, model) if rows else None, output, request, overwrite)

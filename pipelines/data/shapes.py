@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from pipelines.base.random_streams import uniforms
-from pipelines.data.source import Factors, PixelArray, Reader, RowMetadata, Split
+from pipelines.data.drawn_source import DrawnSource
+from pipelines.data.source import Factors, RowMetadata, Split
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -236,22 +236,15 @@ def _paint(
     pictures[place] = np.rint(under + cover * (_PALETTE[colour][:, None, None] - under)).astype(np.uint8)
 
 
-class Shapes:
-    """A split of the shapes, drawn at `size` pixels. It is its own array of pixels."""
-
-    has_text = True
-    in_memory = False
+class Shapes(DrawnSource):
+    """A split of the shapes."""
 
     def __init__(self, config: ShapesConfig, split: Split, size: int):
-        self.config, self.shape = config, (3, size, size)
-        self.split: Split = split
+        super().__init__(config, split, size)
+        self.config = config
         self.classes: list[str] | None = list(CLASSES)
         self.provenance: dict[str, Any] = {"kind": "shapes", "split": split, "seed": config.seed}
         self.fingerprint: str | None = f"{config.model_dump_json(exclude_none=True)} {split} {size}"
-        self.array: PixelArray | None = self
-
-    def __len__(self) -> int:
-        return {"train": self.config.train, "validation": self.config.validation, "test": self.config.test}[self.split]
 
     def scenes(self, rows: Sequence[int]) -> Scenes:
         return sample_scenes(self.config, self.split, np.asarray(rows, dtype=np.int64))
@@ -284,15 +277,6 @@ class Shapes:
             columns += [("x", positions, scenes.position[:, 0]), ("y", positions, scenes.position[:, 1])]
         names, sizes, values = zip(*columns, strict=True)
         return Factors(names, sizes, np.stack(values, 1))
-
-    def contents(self, rows: Sequence[int]) -> None:
-        return None
-
-    def readers(self, rows: Sequence[int]) -> list[Reader]:
-        return [lambda row=row: self._image(row) for row in rows]
-
-    def _image(self, row: int) -> Image.Image:
-        return Image.fromarray(self.pixels(torch.tensor([row]))[0].permute(1, 2, 0).numpy())
 
     def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
         return draw(self.scenes(rows.tolist()), self.shape[1])

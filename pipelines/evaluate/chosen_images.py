@@ -37,9 +37,9 @@ def choose_images(
     Raises:
         UserError: no such row or file, or it cannot be read; as `open_rows`, which is called if a row is wanted.
     """
-    rows = open_rows() if any(_is_row(name) for name in names) else None
+    rows = open_rows() if any(is_row(name) for name in names) else None
     found = [
-        _row(rows, int(name)) if rows is not None and _is_row(name) else _file(Path(name), preprocess, max_pixels)
+        _row(rows, int(name)) if rows is not None and is_row(name) else _file(Path(name), preprocess, max_pixels)
         for name in names
     ]
     labels = [-1 if each.label is None else each.label for each in found]
@@ -47,7 +47,8 @@ def choose_images(
     return ChosenImages(image, torch.tensor(labels), tuple(each.text for each in found))
 
 
-def _is_row(name: str) -> bool:
+def is_row(name: str) -> bool:
+    """Whether it names a row, and not a file."""
     return name.isascii() and name.isdigit()
 
 

@@ -16,7 +16,7 @@ from pipelines.models.image_pipeline import (
     ImageGenerationPipeline,
     OutputType,
     SamplingArguments,
-    _as_output,
+    as_output,
 )
 from pipelines.models.image_seeds import Seeds, image_seeds
 from pipelines.models.labels import Label
@@ -119,7 +119,7 @@ def complete_images(
     if paste_original:
         images = with_original_pixels(images, masked, rows)
     return ImageCompletionOutput(
-        _as_output(images, output_type),
+        as_output(images, output_type),
         drawn.codes,
         drawn.logprobs,
         drawn.effective_candidates,
@@ -163,7 +163,7 @@ def draw_completions(
         found = generate(
             pipeline.prior.model,
             request,
-            decoder=pipeline._current_decoder(),
+            decoder=pipeline.current_decoder(),
             callback=lambda step: advance(len(step.codes)),
         )
         codes.append(found.codes.cpu())

@@ -218,7 +218,7 @@ class ImageGenerationPipeline:
         values = self.condition_values(conditions[rows.start : rows.stop])
         request = SamplingRequest(seeds[rows.start : rows.stop], values, options)
         step_end = self._step_end(callback, rows)
-        drawn = generate(self.prior.model, request, decoder=self._current_decoder(), callback=step_end)
+        drawn = generate(self.prior.model, request, decoder=self.current_decoder(), callback=step_end)
         tokens = GenerationOutput(torch.as_tensor(drawn.codes.cpu()), drawn.logprobs.cpu())
         return DrawnImages(torch.tensor(rows), self.decode(drawn.codes), tokens)
 
@@ -227,7 +227,7 @@ class ImageGenerationPipeline:
     ) -> ImageGenerationOutput:
         rows, tokens = drawn.rows.tolist(), drawn.tokens
         labels, prompts = ([getattr(conditions[row], name) for row in rows] for name in ("label", "prompt"))
-        images = _as_output(drawn.images, output_type)
+        images = as_output(drawn.images, output_type)
         seeds = [seeds[row] for row in rows]
         return ImageGenerationOutput(images, tokens.codes, tokens.logprobs, labels, prompts, seeds, drawn.scores)
 
@@ -323,7 +323,7 @@ class ImageGenerationPipeline:
                 message = f"prompt: {text!r} has {found} tokens; those after the first {length} are cut off"
                 warnings.warn(message, DataWarning, stacklevel=4)
 
-    def _current_decoder(self) -> CachedDecoder:
+    def current_decoder(self) -> CachedDecoder:
         """The decoder of the prior's weights as they are now, shared by all batches and calls."""
         if self._decoder is None or not self._decoder.matches(self.prior.model):
             self._decoder = CachedDecoder(self.prior.model)
@@ -365,7 +365,8 @@ def _described(detail: Any) -> str:
     return f"{key}: found {detail['input']!r}, expected: {detail['msg'].removeprefix('Input should be ')}"
 
 
-def _as_output(images: Float[Tensor, "n c h w"], output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
+def as_output(images: Float[Tensor, "n c h w"], output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
+    """Images as `ImageGenerationOutput` has them."""
     match output_type:
         case "pt":
             return images

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,26 @@ def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"found {text!r}, expected whole numbers such as 0,3,5") from error
+
+
+def sampling_options(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    guidance_scale: float | None,
+    greedy: bool,
+) -> dict[str, Any]:
+    """The options of `prior.SamplingOptions` that were given."""
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "guidance_scale": guidance_scale,
+        "do_sample": False if greedy else None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 Finite = float | None

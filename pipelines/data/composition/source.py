@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -20,7 +19,8 @@ from pipelines.base.errors import UserError
 from pipelines.base.random_streams import permutation_at, uniforms
 from pipelines.data.composition.drawing import PLACES, draw
 from pipelines.data.composition.scenes import COUNT, OBJECT, RELATION, Scene, SceneKind, Values
-from pipelines.data.source import Factors, PixelArray, Reader, RowMetadata, Split
+from pipelines.data.drawn_source import DrawnSource
+from pipelines.data.source import Factors, RowMetadata, Split
 
 
 class CompositionConfig(BaseModel):
@@ -101,28 +101,22 @@ def shown(kind: SceneKind, seed: int, held_out_fraction: float, split: Split) ->
     return numbers[keep]
 
 
-class Composition:
-    """A split of the compositions, drawn at `size` pixels. It is its own array of pixels."""
+class Composition(DrawnSource):
+    """A split of the compositions."""
 
-    has_text = True
-    in_memory = False
     classes: list[str] | None = None
 
     def __init__(self, config: CompositionConfig, split: Split, size: int):
-        self.config, self.shape = config, (3, size, size)
-        self.split: Split = split
+        super().__init__(config, split, size)
+        self.config = config
         self.provenance: dict[str, Any] = {"kind": "composition", "split": split, "seed": config.seed}
         self.fingerprint: str | None = f"{config.model_dump_json()} {split} {size}"
-        self.array: PixelArray | None = self
         for kind, fraction in config.fractions.items():
             if fraction and not len(self._shown(kind)):
                 raise UserError(
                     f"data.source.held_out_fraction: {config.held_out_fraction} leaves the {split} split no scene of "
                     f"the kind {kind.name}; expected more, or 0"
                 )
-
-    def __len__(self) -> int:
-        return {"train": self.config.train, "validation": self.config.validation, "test": self.config.test}[self.split]
 
     def parts(self, rows: NDArray[np.int64]) -> Iterator[tuple[SceneKind, NDArray[np.int64], Values]]:
         """The kinds of scenes among the rows: which rows (as places in `rows`), and their factors.
@@ -179,15 +173,6 @@ class Composition:
             return None
         ((kind, _, values),) = self.parts(np.asarray(rows, dtype=np.int64))
         return Factors(tuple(kind.factors), kind.sizes, values)
-
-    def contents(self, rows: Sequence[int]) -> None:
-        return None
-
-    def readers(self, rows: Sequence[int]) -> list[Reader]:
-        return [lambda row=row: self._image(row) for row in rows]
-
-    def _image(self, row: int) -> Image.Image:
-        return Image.fromarray(self.pixels(torch.tensor([row]))[0].permute(1, 2, 0).numpy())
 
     def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 3 size size"]:
         images = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
