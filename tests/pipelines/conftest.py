@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pipelines.data import DataConfig, Example, open_images
 from pipelines.data.dataset import ImageDataset
@@ -13,6 +14,7 @@ from pipelines.models.checkpoint import LoadedPrior, load_tokenizer, save_tokeni
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.tokens.dataset import TokenDataset
 from prior import PriorConfig, TokenPrior, TransformerConfig, Vocabulary
+from tests.pipelines.tiny_recipes import RECIPES
 from tokenizer import Autoencoder, AutoencoderConfig
 
 BACKBONE = {"kind": "conv", "widths": (8, 16), "residual_blocks": 1, "residual_width": 8}
@@ -127,3 +129,20 @@ def pixel_cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALTI_CACHE", str(tmp_path_factory.mktemp("pixels")))
         yield
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory):
+    """The recipe of a tiny pipeline, beside those of its stages; its output is `out` beside them."""
+    folder = tmp_path_factory.mktemp("recipes")
+    pipeline = {
+        "kind": "pipeline",
+        "output": str(folder / "out"),
+        "tokenizer": "tokenizer.yaml",
+        "prior": "prior.yaml",
+        "sample": {"num_images": 6, "options": {"top_p": 0.9}},
+        "evaluate": {"max_images": 10, "num_pairs": 4},
+    }
+    for name, content in {**RECIPES, "pipeline.yaml": pipeline}.items():
+        (folder / name).write_text(yaml.safe_dump(content))
+    return folder / "pipeline.yaml"

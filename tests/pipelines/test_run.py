@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from accelerate import Accelerator
 from PIL import Image
 from typer.testing import CliRunner
@@ -24,49 +23,6 @@ from pipelines.recipes.stages import load_recipe
 from pipelines.run import StageTimer, run
 from pipelines.sample import SampleRequest, sample
 from pipelines.train import train_recipe
-
-TRAINING = {"steps": 6, "batch_size": 16, "validate_every": 3, "save_every": 3, "validation_images": 8}
-RECIPES = {
-    "tokenizer.yaml": {
-        "kind": "tokenizer",
-        "output": "elsewhere",
-        "data": {
-            "source": {"kind": "shapes", "train": 64, "validation": 16, "test": 24},
-            "preprocess": {"size": 32, "mode": "RGB"},
-        },
-        "model": {
-            "backbone": {"kind": "conv", "widths": [8, 16], "residual_blocks": 1, "residual_width": 8},
-            "bottleneck": {"kind": "vq", "num_codes": 48, "dim": 8},
-            "likelihood": {"kind": "normal"},
-        },
-        "objective": {"weights": {"nll": 1, "commitment": 0.25}},
-        "training": TRAINING,
-    },
-    "prior.yaml": {
-        "kind": "prior",
-        "output": "elsewhere",
-        "tokens": "elsewhere",
-        "condition": "label",
-        "transformer": {"dim": 16, "depth": 1, "heads": 1, "head_dim": 16},
-        "training": TRAINING,
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recipes")
-    pipeline = {
-        "kind": "pipeline",
-        "output": str(folder / "out"),
-        "tokenizer": "tokenizer.yaml",
-        "prior": "prior.yaml",
-        "sample": {"num_images": 6, "options": {"top_p": 0.9}},
-        "evaluate": {"max_images": 10, "num_pairs": 4},
-    }
-    for name, content in {**RECIPES, "pipeline.yaml": pipeline}.items():
-        (folder / name).write_text(yaml.safe_dump(content))
-    return folder / "pipeline.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -379,59 +335,6 @@ def test_two_processes_report_what_one_reports(recipe_file, finished, tmp_path):
         assert report[block][name] == finished[0][block][name]
     assert report["labels"]["real_accuracy"] == 1
     assert report["reconstruction"]["psnr"] == pytest.approx(finished[0]["reconstruction"]["psnr"], rel=0.05)
-
-
-def test_overrides_reach_into_the_stages(recipe_file):
-    recipe = load_pipeline(recipe_file, ["tokenizer.training.steps=9", "output=runs/x"])
-    assert recipe.tokenizer.training.steps == 9
-    assert [str(p) for p in (recipe.tokenizer.output, recipe.prior.output, recipe.prior.tokens)] == [
-        "runs/x/tokenizer",
-        "runs/x/prior",
-        "runs/x/tokens",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("sample.m=3", r"pipeline\.yaml: sample\.m: unknown key"),
-        ("prior.training.steps=many", r"prior\.training\.steps: found 'many'"),
-        ("encode.splits=[train]", r"encode\.splits leaves out test, validation"),
-        ("evaluate.classifier.width=5000", r"evaluate\.classifier\.width: found 5000"),
-        ("output=5", r"output: found 5"),
-        ("output=[a]", r"output: found \['a'\]"),
-        ("output=true", r"output: found True"),
-        ("sample.options.top_p=2", r"sample\.options\.top_p: found 2"),
-    ],
-)
-def test_mistakes_are_named(recipe_file, override, words):
-    with pytest.raises(UserError, match=words):
-        load_pipeline(recipe_file, [override])
-
-
-def test_another_kind_of_recipe_is_refused(recipe_file):
-    with pytest.raises(UserError, match=r"prior\.yaml: kind: found 'prior', expected 'pipeline'"):
-        load_pipeline(recipe_file.parent / "prior.yaml")
-
-
-def test_guidance_needs_a_null_condition_that_is_trained(recipe_file):
-    guided = ["sample.options.guidance_scale=2"]
-    load_pipeline(recipe_file, guided)
-    with pytest.raises(UserError, match=r"guidance_scale is 2\.0, but prior\.condition_dropout is 0"):
-        load_pipeline(recipe_file, [*guided, "prior.condition_dropout=0"])
-
-
-def test_candidates_need_what_compares_them_with_their_condition(recipe_file):
-    chosen = ["sample.candidates.num_candidates=2"]
-    load_pipeline(recipe_file, [*chosen, "prior.condition_dropout=0"])
-    ratio = [*chosen, "sample.candidates.rerank=likelihood_ratio"]
-    load_pipeline(recipe_file, ratio)
-    with pytest.raises(
-        UserError, match=r"sample\.candidates\.rerank is 'likelihood_ratio', but prior\.condition_dropout is 0"
-    ):
-        load_pipeline(recipe_file, [*ratio, "prior.condition_dropout=0"])
-    with pytest.raises(UserError, match=r"sample\.candidates needs a prior with a condition"):
-        load_pipeline(recipe_file, [*chosen, "prior.condition=none"])
 
 
 def test_the_time_of_a_stage_is_the_sum_of_its_interrupted_calls(tmp_path, monkeypatch):

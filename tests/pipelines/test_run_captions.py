@@ -19,7 +19,7 @@ from pipelines.run import run
 from pipelines.sample import SampleRequest, sample
 from pipelines.tokens.captions import distinct_captions
 from pipelines.tokens.dataset import TokenDataset
-from tests.pipelines.test_run import RECIPES
+from tests.pipelines.tiny_recipes import RECIPES
 
 PRIOR = {
     **RECIPES["prior.yaml"],

@@ -14,8 +14,8 @@ from pipelines.evaluate.samples import read_samples
 from pipelines.evaluate_model import EvaluationRequest, evaluate_model
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.run import run
-from tests.pipelines.test_run import RECIPES
 from tests.pipelines.test_run_captions import PRIOR
+from tests.pipelines.tiny_recipes import RECIPES
 
 SOURCE = {"kind": "composition", "train": 64, "validation": 16, "test": 24, "relation_fraction": 0.3}
 DATA = {"source": SOURCE, "preprocess": {"size": 32, "mode": "RGB"}}
