@@ -9,6 +9,7 @@ from tests.tokenizer.members import examples
 from tokenizer.backbones import BackboneConfig, build_decoder, build_encoder
 from tokenizer.backbones.conv import ConvConfig
 from tokenizer.backbones.mlp import MlpConfig
+from tokenizer.backbones.patch import PatchConfig
 from tokenizer.backbones.resnet import ResnetConfig
 from tokenizer.layers import Attention, Downsample, Sequential, Upsample
 
@@ -151,6 +152,24 @@ def test_a_vector_sees_the_whole_image_and_shapes_the_whole_image():
         assert (decoder(z) != decoder(z + 1)).all()
 
 
+def test_a_code_sees_its_own_patch_alone_and_draws_it_alone():
+    config = PatchConfig(patch_size=4, widths=(8,))
+    image, z = torch.rand(1, 3, 12, 12, requires_grad=True), torch.rand(1, 5, 3, 3, requires_grad=True)
+    build_encoder(config, 3, 5, 12)(image)[:, :, 1, 2].sum().backward()
+    assert image.grad is not None
+    seen = image.grad[0].abs().sum(0) > 0
+    assert seen[4:8, 8:12].all() and seen.sum() == 16
+    build_decoder(config, 5, 3, 12)(z)[:, :, 4:8, 8:12].sum().backward()
+    assert z.grad is not None
+    assert (z.grad[0].abs().sum(0) > 0).nonzero().tolist() == [[1, 2]]
+
+
+def test_equal_patches_have_equal_latents_wherever_they_stand():
+    image = torch.rand(1, 3, 4, 4).repeat(1, 1, 3, 2)
+    latents = build_encoder(PatchConfig(), 3, 5, 12)(image.repeat(1, 1, 1, 2)[..., :12])
+    torch.testing.assert_close(latents, latents[..., :1, :1].expand_as(latents))
+
+
 def test_names_of_weights_that_stored_folders_hold():
     conv = ConvConfig(widths=(4, 8), residual_blocks=1)
     assert list(build_encoder(conv, 1, 2, 8).state_dict())[::2] == [
@@ -165,6 +184,9 @@ def test_names_of_weights_that_stored_folders_hold():
     expected += [f"4.{name}" for name in block] + [f"5.{name}" for name in attention]
     expected += [f"6.{name}" for name in block] + ["7", "9"]
     assert list(resnet)[::2] == [f"{name}.weight" for name in expected]
+    patch = PatchConfig(patch_size=2, widths=(4, 8))
+    assert list(build_encoder(patch, 1, 2, 8).state_dict())[::2] == ["1.weight", "3.weight", "5.weight"]
+    assert list(build_decoder(patch, 1, 2, 8).state_dict())[::2] == ["0.weight", "2.weight", "4.weight"]
 
 
 def test_dropout_decides_no_code_and_the_width_does():

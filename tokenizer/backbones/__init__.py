@@ -11,11 +11,14 @@ from pydantic import Field
 from tokenizer.backbones.conv import ConvConfig, conv_decoder, conv_encoder
 from tokenizer.backbones.dvae import DvaeConfig, dvae_decoder, dvae_encoder
 from tokenizer.backbones.mlp import MlpConfig, mlp_decoder, mlp_encoder
+from tokenizer.backbones.patch import PatchConfig, patch_decoder, patch_encoder
 from tokenizer.backbones.resnet import ResnetConfig, resnet_decoder, resnet_encoder
 from tokenizer.conditions import ConditionConfig
 from tokenizer.layers import Sequential
 
-BackboneConfig = Annotated[ConvConfig | MlpConfig | ResnetConfig | DvaeConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[
+    ConvConfig | MlpConfig | ResnetConfig | DvaeConfig | PatchConfig, Field(discriminator="kind")
+]
 
 
 def build_encoder(
@@ -39,6 +42,8 @@ def build_encoder(
             return resnet_encoder(config, in_channels, out_channels, image_size, condition)
         case DvaeConfig():
             return dvae_encoder(config, in_channels, out_channels, image_size, condition)
+        case PatchConfig():
+            return patch_encoder(config, in_channels, out_channels, image_size, condition)
 
 
 def build_decoder(
@@ -62,3 +67,5 @@ def build_decoder(
             return resnet_decoder(config, in_channels, out_channels, image_size, condition)
         case DvaeConfig():
             return dvae_decoder(config, in_channels, out_channels, image_size, condition)
+        case PatchConfig():
+            return patch_decoder(config, in_channels, out_channels, image_size, condition)
