@@ -1,8 +1,6 @@
 """The whole chain of a pipeline recipe: `smalti run`. Rerunning continues, and redoes only what has changed since."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +8,16 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipelines.base import distributed
-from pipelines.base.atomic_files import sha256_of, write_json, write_text
+from pipelines.base.atomic_files import sha256_of, write_text
 from pipelines.base.documents import read_json_if_valid, read_json_mapping
 from pipelines.base.errors import UserError
 from pipelines.base.first_process import first_process
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
-from pipelines.base.progress import console, say
+from pipelines.base.progress import say
 from pipelines.base.recipe_files import dump
 from pipelines.base.redaction import redact
-from pipelines.base.signals import Interrupted
+from pipelines.base.stage_timer import StageTimer
 from pipelines.data import RESOURCES, open_images
 from pipelines.encode import encode
 from pipelines.evaluate.caption_accuracy import checks_captions
@@ -30,8 +28,8 @@ from pipelines.evaluate.label_accuracy import label_accuracy
 from pipelines.evaluate.overview_figure import draw_overview
 from pipelines.evaluate.overview_rows import overview_rows
 from pipelines.evaluate.report import (
-    FIGURES,
-    OF_CAPTIONS,
+    ALL_FIGURES,
+    CAPTION_FIGURES,
     Report,
     figures_of,
     is_complete,
@@ -39,8 +37,9 @@ from pipelines.evaluate.report import (
     print_report,
     write_report,
 )
-from pipelines.evaluate.samples import read_samples
+from pipelines.evaluate.samples import Samples, read_samples
 from pipelines.evaluate.token_bits import token_bits
+from pipelines.models.candidate_options import CandidateOptions
 from pipelines.models.captions import CAPTIONS
 from pipelines.models.checkpoint import load_prior, load_tokenizer, resolve_folder
 from pipelines.models.conditions import ImageCondition
@@ -61,6 +60,7 @@ from pipelines.training.run_folder import RUN, RunFolder
 # The folders of the stages, the last stage first: what is left when they are deleted in this order fits together.
 PARTS_OF_PIPELINE = {
     "reconstructions": RECONSTRUCTIONS,
+    "chosen": SAMPLES,
     "samples": SAMPLES,
     "image_pipeline": IMAGE_PIPELINE,
     "classifier": RUN,
@@ -71,7 +71,7 @@ PARTS_OF_PIPELINE = {
 PIPELINE = OutputKind(
     "a pipeline",
     "smalti run",
-    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *FIGURES, *OF_CAPTIONS),
+    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *ALL_FIGURES),
     key="output",
     parts=tuple(PARTS_OF_PIPELINE),
 )
@@ -86,6 +86,7 @@ SOURCES = (
     "image_pipeline/model_index.json",
     "image_pipeline/generation_config.json",
     "samples/samples.json",
+    "chosen/samples.json",
     "reconstructions/reconstruction.json",
 )
 
@@ -180,6 +181,7 @@ class Chain:
             *([("classifier", self.train_classifier)] if self.classifier else []),
             ("image pipeline", self.save_image_pipeline),
             ("sample", self.sample),
+            *([("candidates", self.choose)] if self.recipe.sample.candidates else []),
             ("reconstruct", self.reconstruct),
         ]
 
@@ -256,23 +258,30 @@ class Chain:
             return False
 
     def sample(self) -> None:
-        wanted = self.recipe.sample
-        request = SampleRequest(
-            prompts=self.prompts(),
-            num_images=wanted.num_images,
-            candidates=wanted.candidates,
-            seed=wanted.seed,
-            batch_size=wanted.batch_size,
-        )
-        sample(self.root / "image_pipeline", self.root / "samples", request, replace_others=True)
+        self._sample("samples", self.recipe.sample.num_images, None)
 
-    def prompts(self) -> tuple[str, ...] | None:
+    def choose(self) -> None:
+        if (wanted := self.recipe.sample.candidates) is not None:
+            self._sample("chosen", wanted.num_images or self.recipe.sample.num_images, wanted.options)
+
+    def _sample(self, name: str, num_images: int, candidates: CandidateOptions | None) -> None:
+        seed, batch_size = self.recipe.sample.seed, self.recipe.sample.batch_size
+        request = SampleRequest(
+            prompts=self.prompts(num_images),
+            num_images=num_images,
+            candidates=candidates,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        sample(self.root / "image_pipeline", self.root / name, request, replace_others=True)
+
+    def prompts(self, most: int) -> tuple[str, ...] | None:
         """The captions to draw; None where the prior reads none, or where no held-out image has one."""
-        wanted = self.recipe.sample
-        if self.recipe.prior.condition != "caption" or wanted.prompts is not None:
-            return wanted.prompts
+        given = self.recipe.sample.prompts
+        if self.recipe.prior.condition != "caption" or given is not None:
+            return given
         held_out = TokenDataset.open(self.root / "tokens").split(self.recipe.evaluate.split)
-        return tuple(distinct_captions(held_out, wanted.num_images)) or None
+        return tuple(distinct_captions(held_out, most)) or None
 
     def reconstruct(self) -> None:
         chosen, target = self.recipe.evaluate, self.root / "reconstructions"
@@ -282,7 +291,7 @@ class Chain:
 
     def evaluate(self) -> dict[str, Any]:
         """The figures of the finished stages, the same on all processes."""
-        root, chosen = self.root, self.recipe.evaluate
+        root, chosen, candidates = self.root, self.recipe.evaluate, self.recipe.sample.candidates
         bits = token_bits(
             root / "prior", root / "tokens", chosen.split, chosen.max_images, accelerator=self.accelerator
         )
@@ -291,13 +300,15 @@ class Chain:
             if first:
                 for name in ("samples", "reconstructions"):
                     place_figure(root / name / f"{name}.png", root / f"{name}.png")
+                if candidates:
+                    place_figure(root / "chosen" / "samples.png", root / "chosen.png")
                 self.draw_overview()
         return {
             "reconstruction": read_json_mapping(root / "reconstructions" / "reconstruction.json")["fidelity"],
             "codes": asdict(usage),
             "bits_per_token": asdict(bits),
-            "labels": self._label_accuracy() if self.recipe.prior.condition == "label" else None,
-            "captions": self._caption_accuracy(),
+            **self._accuracy("samples"),
+            "chosen": candidates and {"num_candidates": candidates.num_candidates, **self._accuracy("chosen")},
         }
 
     def draw_overview(self) -> None:
@@ -316,17 +327,22 @@ class Chain:
             return ImageCondition(prompt=caption or "")
         return ImageCondition(index % pipeline.num_classes if pipeline.num_classes else None)
 
-    def _caption_accuracy(self) -> dict[str, Any] | None:
-        """Of samples whose captions the pixels can be checked against."""
-        data, chosen, samples = self.recipe.tokenizer.data, self.recipe.evaluate, read_samples(self.root / "samples")
+    def _accuracy(self, name: str) -> dict[str, Any]:
+        """How many images of the folder `name` show their labels or captions, where these can be checked."""
+        samples = read_samples(self.root / name)
+        labels = self._label_accuracy(samples) if self.recipe.prior.condition == "label" else None
+        return {"labels": labels, "captions": self._caption_accuracy(samples, CAPTION_FIGURES[name])}
+
+    def _caption_accuracy(self, samples: Samples, figure: str) -> dict[str, Any] | None:
+        data, chosen = self.recipe.tokenizer.data, self.recipe.evaluate
         if samples.prompts is None or not checks_captions(data):
             return None
         tokenizer = load_tokenizer(self.root / "tokenizer", self.accelerator.device)
-        check = CaptionCheck(samples, data, tokenizer, self.root)
+        check = CaptionCheck(samples, data, tokenizer, self.root, figure)
         return asdict(check.measure(chosen.split, chosen.max_images, self.accelerator))
 
-    def _label_accuracy(self) -> dict[str, Any]:
-        chosen, samples = self.recipe.evaluate, read_samples(self.root / "samples")
+    def _label_accuracy(self, samples: Samples) -> dict[str, Any]:
+        chosen = self.recipe.evaluate
         found = label_accuracy(
             samples,
             self.recipe.tokenizer.data,
@@ -336,44 +352,6 @@ class Chain:
             accelerator=self.accelerator,
         )
         return asdict(found)
-
-
-class StageTimer:
-    """Announces each stage and remembers how long it took: the longest time, since a finished stage only looks.
-
-    The calls that a signal ended count towards the one that finishes the stage.
-    """
-
-    def __init__(self, root: Path, accelerator: Accelerator, fresh: bool):
-        self.path, self.main = root / "seconds.json", accelerator.is_main_process
-        found = {} if fresh else read_json_if_valid(self.path) or {}
-        self.seconds, self.unfinished = (_numbers(found.get(key)) for key in ("seconds", "unfinished"))
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        if self.main:
-            console.rule(f"[bold]{name}")
-        began, before = time.monotonic(), self.unfinished.pop(name, 0.0)
-        try:
-            yield
-        except Interrupted:
-            self.unfinished[name] = round(before + time.monotonic() - began, 2)
-            self._write()
-            raise
-        took = round(before + time.monotonic() - began, 2)
-        if took > self.seconds.get(name, 0.0):
-            self.seconds[name] = took
-            self._write()
-
-    def _write(self) -> None:
-        if self.main:
-            write_json(self.path, {"seconds": self.seconds, "unfinished": self.unfinished})
-
-
-def _numbers(found: Any) -> dict[str, float]:
-    """The numbers in a mapping that a file holds."""
-    found = found if isinstance(found, dict) else {}
-    return {name: float(took) for name, took in found.items() if isinstance(took, int | float)}
 
 
 def _holds_another_run(recipe: ClassifierRecipe) -> bool:

@@ -27,13 +27,14 @@ SHOWN = 24  # samples in the figure
 
 @dataclass(frozen=True)
 class CaptionCheck:
-    """`samples` of captions of the `data`, the `tokenizer` that decoded them, and the `folder` of the figure."""
+    """`samples` of captions of the `data`, the `tokenizer` that decoded them, and `folder` and name of the `figure`."""
 
     name: ClassVar[str] = "captions"
     samples: Samples
     data: DataConfig
     tokenizer: LoadedTokenizer
     folder: Path
+    figure: str = FIGURE
 
     @property
     def digests(self) -> dict[str, str | None]:
@@ -47,7 +48,7 @@ class CaptionCheck:
         told = [(row, verdict) for row, verdict in enumerate(verdicts) if verdict is not None][:SHOWN]
         if told and accelerator.is_main_process:
             images = [self.samples.read_images(range(row, row + 1))[0] for row, _ in told]
-            draw_captions(self.folder / FIGURE, images, [verdict for _, verdict in told])
+            draw_captions(self.folder / self.figure, images, [verdict for _, verdict in told])
         return caption_accuracy(verdicts)
 
 

@@ -19,7 +19,11 @@ FIGURES = {
     "samples.png": "Samples of the prior, decoded",
     "codes.png": "How often each code is used, and what the most and least used ones look like",
 }
-OF_CAPTIONS = {FIGURE: "Samples under their captions, and what is wrong with them"}
+CAPTION_FIGURES = {"samples": FIGURE, "chosen": f"chosen_{FIGURE}"}  # by folder of images
+OF_CAPTIONS = {CAPTION_FIGURES["samples"]: "Samples under their captions, and what is wrong with them"}
+OF_CHOSEN = {"chosen.png": "The best of several candidates, decoded"}
+OF_CHOSEN_CAPTIONS = {CAPTION_FIGURES["chosen"]: "The best of several candidates under their captions"}
+ALL_FIGURES = (*FIGURES, *OF_CAPTIONS, *OF_CHOSEN, *OF_CHOSEN_CAPTIONS)
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
@@ -39,13 +43,19 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("… unigram, bigram baseline", f"{bits['unigram']:.3f}, {bits['bigram']:.3f}"),
         ("… below the bigram baseline", f"{1 - bits['prior'] / bits['bigram']:.1%}"),
     ]
-    if labels := report["labels"]:
-        lines += label_rows(labels)
-    if captions := report.get("captions"):  # reports from before captions were checked lack the key
-        lines += caption_rows(captions)
+    lines += _accuracy_rows(report)
+    if chosen := report.get("chosen"):
+        title = f"best of {chosen['num_candidates']}: "
+        lines += [(what if what.startswith("…") else title + what, figure) for what, figure in _accuracy_rows(chosen)]
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
+
+
+def _accuracy_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many samples show their label or caption."""
+    labels, captions = found["labels"], found.get("captions")  # older reports lack captions
+    return [*(label_rows(labels) if labels else ()), *(caption_rows(captions) if captions else ())]
 
 
 def _without_caption(bits: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -60,16 +70,27 @@ def _level(tokens: Mapping[str, Any]) -> str:
 
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
-    labels, captions = report["labels"], report.get("captions")
-    tables = (label_table(labels) if labels else "") + (caption_table(captions) if captions else "")
+    tables = _tables(report)
+    if chosen := report.get("chosen"):
+        tables += f"\n\n## The best of {chosen['num_candidates']} candidates{_tables(chosen)}"
     write_markdown(folder, title, rows(report), figures_of(report), tables)
     write_json(folder / "report.json", report)
 
 
+def _tables(found: Mapping[str, Any]) -> str:
+    labels, captions = found["labels"], found.get("captions")
+    return (label_table(labels) if labels else "") + (caption_table(captions) if captions else "")
+
+
 def figures_of(report: Report) -> dict[str, str]:
     """The figures that belong to a report: file name, and what it shows."""
-    checked = (report.get("captions") or {}).get("groups")
-    return FIGURES | (OF_CAPTIONS if checked else {})
+    chosen = report.get("chosen")
+    figures = FIGURES | (OF_CAPTIONS if _has_captions(report) else {}) | (OF_CHOSEN if chosen else {})
+    return figures | (OF_CHOSEN_CAPTIONS if chosen and _has_captions(chosen) else {})
+
+
+def _has_captions(found: Mapping[str, Any]) -> bool:
+    return bool((found.get("captions") or {}).get("groups"))
 
 
 def print_report(report: Report, title: str) -> None:

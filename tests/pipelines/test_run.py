@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from pipelines.base.errors import UserError
 from pipelines.base.signals import Interrupted
+from pipelines.base.stage_timer import StageTimer
 from pipelines.cli import app
 from pipelines.evaluate.report import rows
 from pipelines.models.image_pipeline import ImageGenerationPipeline
 from pipelines.recipes.pipeline import load_pipeline
 from pipelines.recipes.stages import load_recipe
-from pipelines.run import StageTimer, run
+from pipelines.run import run
 from pipelines.sample import SampleRequest, sample
 from pipelines.train import train_recipe
 
@@ -117,7 +118,7 @@ def copied(finished, tmp_path):
     return Path(shutil.copytree(finished[1], tmp_path / "elsewhere" / "moved"))
 
 
-STAGES = {"tokenizer", "tokens", "prior", "image_pipeline", "samples", "reconstructions"}
+STAGES = {"tokenizer", "tokens", "prior", "image_pipeline", "samples", "chosen", "reconstructions"}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,8 @@ STAGES = {"tokenizer", "tokens", "prior", "image_pipeline", "samples", "reconstr
         ("sample.seed=5", {"samples"}),
         ("sample.num_images=8", {"samples"}),
         ("sample.num_images=4", {"samples"}),
-        ("sample.candidates.num_candidates=2", {"samples"}),
+        ("sample.candidates.num_candidates=2", {"chosen"}),
+        ("sample.candidates={num_candidates: 2, num_images: 3}", {"chosen"}),
         ("sample.options.guidance_scale=2.5", {"image_pipeline", "samples"}),
         ("sample.options.top_p=null", {"image_pipeline", "samples"}),
         ("evaluate.max_images=5", {"reconstructions"}),

@@ -29,7 +29,7 @@ def recipe_file(tmp_path_factory) -> Path:
         "output": str(folder / "out"),
         "tokenizer": {**RECIPES["tokenizer.yaml"], "data": DATA},
         "prior": PRIOR,
-        "sample": {"num_images": 10},
+        "sample": {"num_images": 10, "candidates": {"num_candidates": 3, "num_images": 5}},
         "evaluate": {"max_images": 10, "num_pairs": 4},
     }
     (folder / "pipeline.yaml").write_text(json.dumps(content))
@@ -60,6 +60,27 @@ def test_the_report_says_how_many_samples_show_their_caption(finished):
     assert "captions.png" in text and "| other colour |" in text
     with Image.open(root / "captions.png") as picture:
         assert picture.width > 300
+
+
+@pytest.mark.slow
+def test_the_best_of_several_candidates_stand_beside_the_samples(finished):
+    report, root = finished
+    samples, chosen = read_samples(root / "samples"), read_samples(root / "chosen")
+    assert len(samples.files) == 10 and chosen.prompts == samples.prompts[:5]
+    best, first = ([entry["logprob"] for entry in listed(root / name)[:5]] for name in ("chosen", "samples"))
+    assert all(one >= other for one, other in zip(best, first, strict=True))  # the first candidate is the sample
+    assert report["chosen"]["num_candidates"] == 3 and report["chosen"]["labels"] is None
+    assert sum(group["images"] for group in report["chosen"]["captions"]["groups"]) == 5
+    said = [what for what, _ in rows(report)]
+    assert any(what.startswith("best of 3: samples that show their caption") for what in said)
+    text = (root / "report.md").read_text()
+    for name in ("chosen.png", "chosen_captions.png", "## The best of 3 candidates"):
+        assert name in text
+    assert (root / "chosen.png").is_file() and (root / "chosen_captions.png").is_file()
+
+
+def listed(folder: Path) -> list[dict]:
+    return json.loads((folder / "samples.json").read_text())["images"]
 
 
 @pytest.mark.slow
