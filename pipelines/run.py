@@ -27,6 +27,7 @@ from pipelines.evaluate.code_usage import code_usage
 from pipelines.evaluate.label_accuracy import label_accuracy
 from pipelines.evaluate.overview_figure import draw_overview
 from pipelines.evaluate.overview_rows import overview_rows
+from pipelines.evaluate.prompt_figure import PROMPTS, report_prompts
 from pipelines.evaluate.report import (
     ALL_FIGURES,
     CAPTION_FIGURES,
@@ -309,6 +310,7 @@ class Chain:
             "bits_per_token": asdict(bits),
             **self._accuracy("samples"),
             "chosen": candidates and {"num_candidates": candidates.num_candidates, **self._accuracy("chosen")},
+            "prompts": self._prompts_drawn(),
         }
 
     def draw_overview(self) -> None:
@@ -340,6 +342,14 @@ class Chain:
         tokenizer = load_tokenizer(self.root / "tokenizer", self.accelerator.device)
         check = CaptionCheck(samples, data, tokenizer, self.root, figure)
         return asdict(check.measure(chosen.split, chosen.max_images, self.accelerator))
+
+    def _prompts_drawn(self) -> dict[str, int] | None:
+        """Of samples that no checker reads."""
+        samples = read_samples(self.root / "samples")
+        if samples.prompts is None or checks_captions(self.recipe.tokenizer.data):
+            return None
+        train = TokenDataset.open(self.root / "tokens").split("train")
+        return report_prompts(self.root / PROMPTS, samples, train, self.accelerator)
 
     def _label_accuracy(self, samples: Samples) -> dict[str, Any]:
         chosen = self.recipe.evaluate

@@ -10,6 +10,7 @@ from pipelines.base.progress import clock
 from pipelines.evaluate.caption_check import FIGURE
 from pipelines.evaluate.caption_table import caption_rows, caption_table
 from pipelines.evaluate.label_table import label_rows, label_table
+from pipelines.evaluate.prompt_figure import MARK, PROMPTS
 from pipelines.evaluate.report_table import print_rows, write_markdown
 
 Report = Mapping[str, Any]
@@ -23,7 +24,8 @@ CAPTION_FIGURES = {"samples": FIGURE, "chosen": f"chosen_{FIGURE}"}  # by folder
 OF_CAPTIONS = {CAPTION_FIGURES["samples"]: "Samples under their captions, and what is wrong with them"}
 OF_CHOSEN = {"chosen.png": "The best of several candidates, decoded"}
 OF_CHOSEN_CAPTIONS = {CAPTION_FIGURES["chosen"]: "The best of several candidates under their captions"}
-ALL_FIGURES = (*FIGURES, *OF_CAPTIONS, *OF_CHOSEN, *OF_CHOSEN_CAPTIONS)
+OF_PROMPTS = {PROMPTS: f"Samples of each prompt; {MARK} marks prompts that are the caption of no training image"}
+ALL_FIGURES = (*FIGURES, *OF_CAPTIONS, *OF_CHOSEN, *OF_CHOSEN_CAPTIONS, *OF_PROMPTS)
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
@@ -47,6 +49,8 @@ def rows(report: Report) -> list[tuple[str, str]]:
     if chosen := report.get("chosen"):
         title = f"best of {chosen['num_candidates']}: "
         lines += [(what if what.startswith("…") else title + what, figure) for what, figure in _accuracy_rows(chosen)]
+    if prompts := report.get("prompts"):  # older reports lack prompts
+        lines.append(("prompts that no training image has", f"{prompts['unseen']:,} of {prompts['distinct']:,}"))
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
@@ -85,8 +89,10 @@ def _tables(found: Mapping[str, Any]) -> str:
 def figures_of(report: Report) -> dict[str, str]:
     """The figures that belong to a report: file name, and what it shows."""
     chosen = report.get("chosen")
-    figures = FIGURES | (OF_CAPTIONS if _has_captions(report) else {}) | (OF_CHOSEN if chosen else {})
-    return figures | (OF_CHOSEN_CAPTIONS if chosen and _has_captions(chosen) else {})
+    figures = FIGURES | (OF_CAPTIONS if _has_captions(report) else {}) | (OF_PROMPTS if report.get("prompts") else {})
+    if chosen:
+        figures |= OF_CHOSEN | (OF_CHOSEN_CAPTIONS if _has_captions(chosen) else {})
+    return figures
 
 
 def _has_captions(found: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Captions and labels of token datasets, as a prior reads them."""
 
+from collections.abc import Iterable
 from typing import TypeGuard
 
 import numpy as np
@@ -37,6 +38,23 @@ def distinct_captions(split: TokenSplit, most: int) -> list[str]:
             break
         found[text] = None
     return list(found)
+
+
+def unseen_captions(split: TokenSplit, captions: Iterable[str]) -> list[str]:
+    """Those of `captions` that no row of the split has, each once. As for a prior, neither case nor the amount of white
+    space makes a difference.
+    """
+    unseen: dict[str, list[str]] = {}
+    for caption in dict.fromkeys(captions):
+        unseen.setdefault(_as_read(caption), []).append(caption)
+    for text in split.texts or ():
+        if text is not None:
+            unseen.pop(_as_read(text), None)
+    return [caption for spellings in unseen.values() for caption in spellings]
+
+
+def _as_read(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def is_caption(text: str | None) -> TypeGuard[str]:

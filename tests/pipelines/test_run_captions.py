@@ -80,6 +80,19 @@ def test_the_report_says_what_the_captions_tell(finished):
 
 
 @pytest.mark.slow
+def test_the_report_says_which_prompts_training_has_never_shown(finished):
+    report, root = finished
+    path = root.parent / "pipeline.yaml"
+    known = distinct_captions(TokenDataset.open(root / "tokens").split("train"), 1)[0]
+    prompts = json.dumps([f" {known.upper()}", "a yellow submarine", "猫"], ensure_ascii=False)
+    found = run(load_pipeline(path, [f"sample.prompts={prompts}"]))
+    assert found["prompts"] == {"distinct": 3, "unseen": 2}
+    assert ("prompts that no training image has", "2 of 3") in rows(found)
+    assert "(prompts.png)" in (root / "report.md").read_text() and (root / "prompts.png").is_file()
+    assert run(load_pipeline(path))["prompts"] == report["prompts"]
+
+
+@pytest.mark.slow
 def test_a_finished_chain_is_left_alone_and_another_prompt_redoes_the_samples_only(finished, capfd):
     _, root = finished
     trained = (root / "prior" / "done.json").stat().st_mtime_ns
