@@ -5,9 +5,9 @@ BIN := .venv/bin
 .PHONY: demo test fashion-mnist clean
 
 demo: .venv/.smalti
-	$(BIN)/smalti run configs/shapes/pipeline.yaml
-	@echo "Pictures: runs/shapes/reconstructions.png runs/shapes/samples.png runs/shapes/codes.png"
-	@echo "          runs/shapes/tokenizer/curves.png runs/shapes/prior/curves.png"
+	$(BIN)/smalti run configs/composition/pipeline.yaml
+	@echo "Captions and what was drawn: runs/composition/captions.png, the best of 16: runs/composition/chosen_captions.png"
+	@echo "Images, codes, new images:   runs/composition/overview.png runs/composition/reconstructions.png runs/composition/codes.png"
 
 test: .venv/.smalti-dev
 	$(BIN)/ruff check .
