@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 demo: .venv/.smalti
 	$(BIN)/smalti run configs/composition/pipeline.yaml
-	@echo "Captions and what was drawn: runs/composition/captions.png, the best of 16: runs/composition/chosen_captions.png"
-	@echo "Images, codes, new images:   runs/composition/overview.png runs/composition/reconstructions.png runs/composition/codes.png"
+	@echo "Captions and what was drawn: runs/composition/captions.png (the best of 16: chosen_captions.png)"
+	@echo "Images, codes, new images:   runs/composition/overview.png reconstructions.png codes.png"
 
 test: .venv/.smalti-dev
 	$(BIN)/ruff check .

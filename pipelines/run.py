@@ -21,7 +21,7 @@ from pipelines.base.stage_timer import StageTimer
 from pipelines.data import RESOURCES, open_images
 from pipelines.encode import encode
 from pipelines.evaluate.caption_accuracy import checks_captions
-from pipelines.evaluate.caption_check import CaptionCheck
+from pipelines.evaluate.caption_check import FIGURE, CaptionCheck
 from pipelines.evaluate.classifier_recipe import ClassifierRecipe
 from pipelines.evaluate.code_usage import code_usage
 from pipelines.evaluate.label_accuracy import label_accuracy
@@ -29,8 +29,8 @@ from pipelines.evaluate.overview_figure import draw_overview
 from pipelines.evaluate.overview_rows import overview_rows
 from pipelines.evaluate.prompt_figure import PROMPTS, report_prompts
 from pipelines.evaluate.report import (
-    ALL_FIGURES,
-    CAPTION_FIGURES,
+    CHOSEN,
+    FIGURES,
     Report,
     figures_of,
     is_complete,
@@ -72,7 +72,7 @@ PARTS_OF_PIPELINE = {
 PIPELINE = OutputKind(
     "a pipeline",
     "smalti run",
-    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *ALL_FIGURES),
+    owned=("report.json", "report.md", "seconds.json", "recipe.yaml", *FIGURES),
     key="output",
     parts=tuple(PARTS_OF_PIPELINE),
 )
@@ -123,8 +123,12 @@ def run(recipe: PipelineRecipe, overwrite: bool = False) -> Report:
                 stage()
         with timer("evaluate"):
             figures = chain.evaluate()
-        report = {"recipe": identity(recipe), "sources": sources(root), **figures, "seconds": timer.seconds}
+        names = [name for name, _ in chain.stages()] + ["evaluate"]
+        seconds = {name: timer.seconds[name] for name in names if name in timer.seconds}
+        report = {"recipe": identity(recipe), "sources": sources(recipe), **figures, "seconds": seconds}
         if accelerator.is_main_process:
+            for name in set(FIGURES) - set(figures_of(report)):  # those of an earlier recipe
+                (root / name).unlink(missing_ok=True)
             write_text(root / "recipe.yaml", dump(recipe))
             write_report(root, report, f"{root.name}: from images to tokens to new images")
             print_report(report, root.name)
@@ -148,9 +152,10 @@ def identity(recipe: PipelineRecipe) -> Mapping[str, Any]:
     return redact(recipe.model_dump(mode="json", exclude=left_out))
 
 
-def sources(root: Path) -> dict[str, str]:
+def sources(recipe: PipelineRecipe) -> dict[str, str]:
     """The digest of what each stage has finished."""
-    return {name: sha256_of(root / name) for name in SOURCES if (root / name).is_file()}
+    names = [name for name in SOURCES if recipe.sample.candidates or not name.startswith("chosen/")]
+    return {name: sha256_of(recipe.output / name) for name in names if (recipe.output / name).is_file()}
 
 
 def finished_report(recipe: PipelineRecipe) -> Report | None:
@@ -160,7 +165,7 @@ def finished_report(recipe: PipelineRecipe) -> Report | None:
     if report is None or not is_complete(report) or report.get("recipe") != identity(recipe):
         return None
     shown = all((root / name).is_file() for name in figures_of(report))
-    return report if shown and report.get("sources") == sources(root) else None
+    return report if shown and report.get("sources") == sources(recipe) else None
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,8 @@ class Chain:
             ("prior", self.train_prior),
             *([("classifier", self.train_classifier)] if self.classifier else []),
             ("image pipeline", self.save_image_pipeline),
-            ("sample", self.sample),
             *([("candidates", self.choose)] if self.recipe.sample.candidates else []),
+            ("sample", self.sample),
             ("reconstruct", self.reconstruct),
         ]
 
@@ -259,20 +264,19 @@ class Chain:
             return False
 
     def sample(self) -> None:
-        self._sample("samples", self.recipe.sample.num_images, None)
+        self._sample("samples", None)
 
     def choose(self) -> None:
-        if (wanted := self.recipe.sample.candidates) is not None:
-            self._sample("chosen", wanted.num_images or self.recipe.sample.num_images, wanted.options)
+        self._sample("chosen", self.recipe.sample.candidates)
 
-    def _sample(self, name: str, num_images: int, candidates: CandidateOptions | None) -> None:
-        seed, batch_size = self.recipe.sample.seed, self.recipe.sample.batch_size
+    def _sample(self, name: str, candidates: CandidateOptions | None) -> None:
+        wanted = self.recipe.sample
         request = SampleRequest(
-            prompts=self.prompts(num_images),
-            num_images=num_images,
+            prompts=self.prompts(-(-wanted.num_images // candidates.keep) if candidates else wanted.num_images),
+            num_images=wanted.num_images,
             candidates=candidates,
-            seed=seed,
-            batch_size=batch_size,
+            seed=wanted.seed,
+            batch_size=wanted.batch_size,
         )
         sample(self.root / "image_pipeline", self.root / name, request, replace_others=True)
 
@@ -299,18 +303,15 @@ class Chain:
         usage = code_usage(root / "tokenizer", root / "tokens", chosen.split, root / "codes.png", self.accelerator)
         with first_process(self.accelerator) as first:
             if first:
-                for name in ("samples", "reconstructions"):
-                    place_figure(root / name / f"{name}.png", root / f"{name}.png")
-                if candidates:
-                    place_figure(root / "chosen" / "samples.png", root / "chosen.png")
+                place_figure(root / "reconstructions" / "reconstructions.png", root / "reconstructions.png")
                 self.draw_overview()
         return {
             "reconstruction": read_json_mapping(root / "reconstructions" / "reconstruction.json")["fidelity"],
             "codes": asdict(usage),
             "bits_per_token": asdict(bits),
-            **self._accuracy("samples"),
-            "chosen": candidates and {"num_candidates": candidates.num_candidates, **self._accuracy("chosen")},
-            "prompts": self._prompts_drawn(),
+            **self._images_drawn("samples"),
+            "chosen": candidates
+            and {"num_candidates": candidates.num_candidates, **self._images_drawn("chosen", CHOSEN)},
         }
 
     def draw_overview(self) -> None:
@@ -329,27 +330,34 @@ class Chain:
             return ImageCondition(prompt=caption or "")
         return ImageCondition(index % pipeline.num_classes if pipeline.num_classes else None)
 
-    def _accuracy(self, name: str) -> dict[str, Any]:
-        """How many images of the folder `name` show their labels or captions, where these can be checked."""
+    def _images_drawn(self, name: str, prefix: str = "") -> dict[str, Any]:
+        """Of the images in the folder `name`: how many show their labels or captions, where these can be checked, and
+        figures, whose names begin with `prefix`.
+        """
         samples = read_samples(self.root / name)
-        labels = self._label_accuracy(samples) if self.recipe.prior.condition == "label" else None
-        return {"labels": labels, "captions": self._caption_accuracy(samples, CAPTION_FIGURES[name])}
+        with first_process(self.accelerator) as first:
+            if first:
+                place_figure(self.root / name / "samples.png", self.root / f"{prefix}samples.png")
+        return {
+            "labels": self._label_accuracy(samples) if self.recipe.prior.condition == "label" else None,
+            "captions": self._caption_accuracy(samples, prefix),
+            "prompts": self._prompts_drawn(samples, prefix),
+        }
 
-    def _caption_accuracy(self, samples: Samples, figure: str) -> dict[str, Any] | None:
+    def _caption_accuracy(self, samples: Samples, prefix: str) -> dict[str, Any] | None:
         data, chosen = self.recipe.tokenizer.data, self.recipe.evaluate
         if samples.prompts is None or not checks_captions(data):
             return None
         tokenizer = load_tokenizer(self.root / "tokenizer", self.accelerator.device)
-        check = CaptionCheck(samples, data, tokenizer, self.root, figure)
+        check = CaptionCheck(samples, data, tokenizer, self.root, prefix + FIGURE)
         return asdict(check.measure(chosen.split, chosen.max_images, self.accelerator))
 
-    def _prompts_drawn(self) -> dict[str, int] | None:
+    def _prompts_drawn(self, samples: Samples, prefix: str) -> dict[str, int] | None:
         """Of samples that no checker reads."""
-        samples = read_samples(self.root / "samples")
         if samples.prompts is None or checks_captions(self.recipe.tokenizer.data):
             return None
         train = TokenDataset.open(self.root / "tokens").split("train")
-        return report_prompts(self.root / PROMPTS, samples, train, self.accelerator)
+        return report_prompts(self.root / (prefix + PROMPTS), samples, train, self.accelerator)
 
     def _label_accuracy(self, samples: Samples) -> dict[str, Any]:
         chosen = self.recipe.evaluate

@@ -15,15 +15,15 @@ from pipelines.tokens.captions import unseen_captions
 from pipelines.tokens.dataset import TokenSplit
 
 PROMPTS, MARK = "prompts.png", "*"
-MOST_PROMPTS, MOST_SAMPLES, COLUMNS = 32, 4, 4  # of each prompt; prompts a row
+MOST_PROMPTS, MOST_SAMPLES, COLUMNS = 32, 4, 4  # prompts; samples of each; prompts a row
 WIDTH, GAP = 280, 2  # about the pixels of a prompt's samples, and those between two of them
 
 
 def report_prompts(
     path: Path, samples: Samples, train: TokenSplit, processes: Processes | None = None
 ) -> dict[str, int]:
-    """Draw the samples under their prompts, and count the prompts: all `distinct` ones, and those `unseen`, which are
-    the caption of no row of the split `train`.
+    """Draw the samples under their prompts, and count the prompts: all `distinct` ones, and those `unseen`, which are,
+    whatever their case, the caption of no row of the split `train`.
     """
     unseen = unseen_captions(train, samples.prompts or ())
     with first_process(processes) as first:
@@ -48,7 +48,7 @@ def draw_prompts(path: str | Path, samples: Samples, unseen: Collection[str]) ->
     shown = dict(list(rows.items())[:MOST_PROMPTS])
     each = min(MOST_SAMPLES, *map(len, shown.values()))
     tiles = [_side_by_side(samples, places[:each]) for places in shown.values()]
-    titles = [f"{prompt} {MARK}" if prompt in unseen else prompt for prompt in shown]
+    titles = [f"{MARK} {prompt}" if prompt in unseen else prompt for prompt in shown]
     return save_grid(path, tiles, COLUMNS, captions=titles, scale=max(1, WIDTH // tiles[0].shape[-1]))
 
 

@@ -14,18 +14,17 @@ from pipelines.evaluate.prompt_figure import MARK, PROMPTS
 from pipelines.evaluate.report_table import print_rows, write_markdown
 
 Report = Mapping[str, Any]
-FIGURES = {
+OF_MODELS = {
     "overview.png": "Held-out images, their codes and reconstructions; new codes and the images that they decode to",
     "reconstructions.png": "Images of the held-out split, each above its reconstruction",
-    "samples.png": "Samples of the prior, decoded",
     "codes.png": "How often each code is used, and what the most and least used ones look like",
 }
-CAPTION_FIGURES = {"samples": FIGURE, "chosen": f"chosen_{FIGURE}"}  # by folder of images
-OF_CAPTIONS = {CAPTION_FIGURES["samples"]: "Samples under their captions, and what is wrong with them"}
-OF_CHOSEN = {"chosen.png": "The best of several candidates, decoded"}
-OF_CHOSEN_CAPTIONS = {CAPTION_FIGURES["chosen"]: "The best of several candidates under their captions"}
-OF_PROMPTS = {PROMPTS: f"Samples of each prompt; {MARK} marks prompts that are the caption of no training image"}
-ALL_FIGURES = (*FIGURES, *OF_CAPTIONS, *OF_CHOSEN, *OF_CHOSEN_CAPTIONS, *OF_PROMPTS)
+OF_SAMPLES = {"samples.png": "Samples of the prior, decoded"}
+OF_CAPTIONS = {FIGURE: "Samples under their captions, and what is wrong with them"}
+OF_PROMPTS = {PROMPTS: f"Samples of the first prompts; {MARK} marks prompts that are the caption of no training image"}
+CHOSEN = "chosen_"  # begins the names of the figures of the best of several candidates
+OF_IMAGES = (*OF_SAMPLES, *OF_CAPTIONS, *OF_PROMPTS)
+FIGURES = (*OF_MODELS, *OF_IMAGES, *(CHOSEN + name for name in OF_IMAGES))
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
@@ -48,18 +47,24 @@ def rows(report: Report) -> list[tuple[str, str]]:
     lines += _accuracy_rows(report)
     if chosen := report.get("chosen"):
         title = f"best of {chosen['num_candidates']}: "
-        lines += [(what if what.startswith("…") else title + what, figure) for what, figure in _accuracy_rows(chosen)]
+        found = _accuracy_rows(chosen, ceiling=False)
+        lines += [(what if what.startswith("…") else title + what, figure) for what, figure in found]
     if prompts := report.get("prompts"):  # older reports lack prompts
-        lines.append(("prompts that no training image has", f"{prompts['unseen']:,} of {prompts['distinct']:,}"))
+        lines.append(
+            ("prompts that are the caption of no training image", f"{prompts['unseen']:,} of {prompts['distinct']:,}")
+        )
     total = sum(report["seconds"].values())
     times = ", ".join(f"{stage} {clock(seconds)}" for stage, seconds in report["seconds"].items())
     return [*lines, ("time", f"{clock(total)} ({times})")]
 
 
-def _accuracy_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How many samples show their label or caption."""
+def _accuracy_rows(found: Report, ceiling: bool = True) -> list[tuple[str, str]]:
+    """How many images show their label or caption. `ceiling`: and how many real or reconstructed ones do."""
     labels, captions = found["labels"], found.get("captions")  # older reports lack captions
-    return [*(label_rows(labels) if labels else ()), *(caption_rows(captions) if captions else ())]
+    return [
+        *(label_rows(labels, ceiling) if labels else ()),
+        *(caption_rows(captions, ceiling) if captions else ()),
+    ]
 
 
 def _without_caption(bits: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -75,8 +80,8 @@ def _level(tokens: Mapping[str, Any]) -> str:
 def write_report(folder: Path, report: Report, title: str) -> None:
     """Write `report.md`, then `report.json`, whose presence means that the pipeline is complete."""
     tables = _tables(report)
-    if chosen := report.get("chosen"):
-        tables += f"\n\n## The best of {chosen['num_candidates']} candidates{_tables(chosen)}"
+    if (chosen := report.get("chosen")) and (more := _tables(chosen)):
+        tables += f"\n\n## The best of {chosen['num_candidates']} candidates{more}"
     write_markdown(folder, title, rows(report), figures_of(report), tables)
     write_json(folder / "report.json", report)
 
@@ -88,15 +93,16 @@ def _tables(found: Mapping[str, Any]) -> str:
 
 def figures_of(report: Report) -> dict[str, str]:
     """The figures that belong to a report: file name, and what it shows."""
-    chosen = report.get("chosen")
-    figures = FIGURES | (OF_CAPTIONS if _has_captions(report) else {}) | (OF_PROMPTS if report.get("prompts") else {})
-    if chosen:
-        figures |= OF_CHOSEN | (OF_CHOSEN_CAPTIONS if _has_captions(chosen) else {})
+    figures = OF_MODELS | _figures_of_images(report)
+    if chosen := report.get("chosen"):
+        title = f"The best of {chosen['num_candidates']} candidates. "
+        figures |= {CHOSEN + name: title + text for name, text in _figures_of_images(chosen).items()}
     return figures
 
 
-def _has_captions(found: Mapping[str, Any]) -> bool:
-    return bool((found.get("captions") or {}).get("groups"))
+def _figures_of_images(found: Report) -> dict[str, str]:
+    checked = (found.get("captions") or {}).get("groups")
+    return OF_SAMPLES | (OF_CAPTIONS if checked else {}) | (OF_PROMPTS if found.get("prompts") else {})
 
 
 def print_report(report: Report, title: str) -> None:

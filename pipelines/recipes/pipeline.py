@@ -25,20 +25,11 @@ class EncodeOptions(BaseModel):
     batch_size: int = Field(default=256, ge=1)
 
 
-class ChosenOptions(CandidateOptions):
-    """`num_images` images are chosen (None: as many as are drawn without a choice)."""
-
-    num_images: int | None = Field(default=None, ge=1, le=10_000_000)
-
-    @property
-    def options(self) -> CandidateOptions:
-        return CandidateOptions(**self.model_dump(exclude={"num_images"}))
-
-
 class SampleOptions(BaseModel):
     """`num_images` images, every class or every prompt in turn; `options` become the defaults of the image pipeline.
     `prompts`: what a prior by caption draws (None: the first captions of the split that is evaluated, each once).
-    `candidates`: further images, each chosen among so many of the same prompt or label; the report compares both.
+    `candidates`: as many images more, each among the best of `num_candidates` of its prompt or label; the report
+    compares both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +38,7 @@ class SampleOptions(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int = Field(default=64, ge=1)
     options: SamplingOptions = SamplingOptions()
-    candidates: ChosenOptions | None = None
+    candidates: CandidateOptions | None = None
 
 
 class ClassifierOptions(BaseModel):

@@ -87,7 +87,7 @@ def test_the_report_says_which_prompts_training_has_never_shown(finished):
     prompts = json.dumps([f" {known.upper()}", "a yellow submarine", "猫"], ensure_ascii=False)
     found = run(load_pipeline(path, [f"sample.prompts={prompts}"]))
     assert found["prompts"] == {"distinct": 3, "unseen": 2}
-    assert ("prompts that no training image has", "2 of 3") in rows(found)
+    assert ("prompts that are the caption of no training image", "2 of 3") in rows(found)
     assert "(prompts.png)" in (root / "report.md").read_text() and (root / "prompts.png").is_file()
     assert run(load_pipeline(path))["prompts"] == report["prompts"]
 

@@ -1,6 +1,7 @@
 """The report of the whole chain, and that of `smalti evaluate`, say how many samples show their caption."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def recipe_file(tmp_path_factory) -> Path:
         "output": str(folder / "out"),
         "tokenizer": {**RECIPES["tokenizer.yaml"], "data": DATA},
         "prior": PRIOR,
-        "sample": {"num_images": 10, "candidates": {"num_candidates": 3, "num_images": 5}},
+        "sample": {"num_images": 10, "candidates": {"num_candidates": 3}},
         "evaluate": {"max_images": 10, "num_pairs": 4},
     }
     (folder / "pipeline.yaml").write_text(json.dumps(content))
@@ -65,18 +66,38 @@ def test_the_report_says_how_many_samples_show_their_caption(finished):
 @pytest.mark.slow
 def test_the_best_of_several_candidates_stand_beside_the_samples(finished):
     report, root = finished
-    samples, chosen = read_samples(root / "samples"), read_samples(root / "chosen")
-    assert len(samples.files) == 10 and chosen.prompts == samples.prompts[:5]
-    best, first = ([entry["logprob"] for entry in listed(root / name)[:5]] for name in ("chosen", "samples"))
-    assert all(one >= other for one, other in zip(best, first, strict=True))  # the first candidate is the sample
+    assert read_samples(root / "chosen").prompts == read_samples(root / "samples").prompts
+    best, first = ([entry["logprob"] for entry in listed(root / name)] for name in ("chosen", "samples"))
+    assert all(one > other - 0.01 for one, other in zip(best, first, strict=True))  # one candidate is the sample
+    assert max(one - other for one, other in zip(best, first, strict=True)) > 0.1
     assert report["chosen"]["num_candidates"] == 3 and report["chosen"]["labels"] is None
-    assert sum(group["images"] for group in report["chosen"]["captions"]["groups"]) == 5
+    assert sum(group["images"] for group in report["chosen"]["captions"]["groups"]) == 10
     said = [what for what, _ in rows(report)]
     assert any(what.startswith("best of 3: samples that show their caption") for what in said)
+    assert said.count("… reconstructions of the real pictures") == 2  # of each kind of scene, once
     text = (root / "report.md").read_text()
-    for name in ("chosen.png", "chosen_captions.png", "## The best of 3 candidates"):
+    for name in ("chosen_samples.png", "chosen_captions.png", "## The best of 3 candidates"):
         assert name in text
-    assert (root / "chosen.png").is_file() and (root / "chosen_captions.png").is_file()
+
+
+@pytest.mark.slow
+def test_without_candidates_nothing_of_them_is_reported_any_more(finished, recipe_file, tmp_path):
+    root = Path(shutil.copytree(finished[1], tmp_path / "copy"))
+    plain = load_pipeline(recipe_file, [f"output={root}", "sample.candidates=null"])
+    report = run(plain)
+    assert report["chosen"] is None and "candidates" not in report["seconds"]
+    assert not list(root.glob("chosen_*")) and "chosen" not in (root / "report.md").read_text()
+    shutil.rmtree(root / "chosen")
+    stamp = (root / "report.json").stat().st_mtime_ns
+    assert run(plain) == json.loads(json.dumps(report)) and (root / "report.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_several_candidates_of_a_caption_may_be_kept(finished, recipe_file, tmp_path):
+    root = Path(shutil.copytree(finished[1], tmp_path / "copy"))
+    run(load_pipeline(recipe_file, [f"output={root}", "sample.candidates.keep=2"]))
+    prompts = read_samples(root / "chosen").prompts
+    assert len(prompts) == 10 and all(prompts.count(prompt) == 2 for prompt in prompts)
 
 
 def listed(folder: Path) -> list[dict]:

@@ -61,7 +61,7 @@ def grid_of(monkeypatch, tmp_path, samples: Samples, unseen: set[str]) -> tuple[
 def test_samples_of_a_prompt_stand_side_by_side_and_unseen_prompts_are_marked(monkeypatch, tmp_path):
     samples = samples_of(tmp_path, ["seen", "new"], 6)
     levels, titles = grid_of(monkeypatch, tmp_path, samples, {"new"})
-    assert levels == [[10, 30, 50], [20, 40, 60]] and titles == ["seen", "new *"]
+    assert levels == [[10, 30, 50], [20, 40, 60]] and titles == ["seen", "* new"]
 
 
 def test_every_prompt_shows_as_many_samples(monkeypatch, tmp_path):
