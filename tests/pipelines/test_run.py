@@ -340,7 +340,7 @@ def test_two_processes_report_what_one_reports(recipe_file, finished, tmp_path):
 
 def test_the_time_of_a_stage_is_the_sum_of_its_interrupted_calls(tmp_path, monkeypatch):
     clock = iter([0.0, 20.0, 100.0, 105.0, 200.0, 203.0, 300.0, 301.0])  # calls of 20, 5, 3 and 1 seconds
-    monkeypatch.setattr("pipelines.run.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipelines.base.stage_timer.time.monotonic", lambda: next(clock))
     for _ in range(2):
         with pytest.raises(Interrupted), StageTimer(tmp_path, Accelerator(), fresh=False)("prior"):
             interrupt()
