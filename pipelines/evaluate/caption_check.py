@@ -47,8 +47,8 @@ class CaptionCheck:
         verdicts = check_captions(self.samples, self.data, reconstruct, accelerator)
         told = [(row, verdict) for row, verdict in enumerate(verdicts) if verdict is not None][:SHOWN]
         if told and accelerator.is_main_process:
-            images = [self.samples.read_images(range(row, row + 1))[0] for row, _ in told]
-            draw_captions(self.folder / self.figure, images, [verdict for _, verdict in told])
+            images = self.samples.read_images([row for row, _ in told])
+            draw_captions(self.folder / self.figure, list(images), [verdict for _, verdict in told])
         return caption_accuracy(verdicts)
 
 

@@ -53,6 +53,6 @@ def draw_prompts(path: str | Path, samples: Samples, unseen: Collection[str]) ->
 
 
 def _side_by_side(samples: Samples, rows: list[int]) -> UInt8[Tensor, "c h w"]:
-    images = [samples.read_images(range(row, row + 1))[0] for row in rows]
-    gap = torch.full((*images[0].shape[:2], GAP), 255, dtype=torch.uint8)
+    images = samples.read_images(rows)
+    gap = torch.full((*images.shape[1:3], GAP), 255, dtype=torch.uint8)
     return torch.cat([part for image in images for part in (image, gap)][:-1], dim=-1)

@@ -35,7 +35,7 @@ class Samples:
     weights: Mapping[str, str] = field(default_factory=dict)
     prompts: list[str] | None = None
 
-    def read_images(self, rows: range) -> UInt8[Tensor, "n c h w"]:
+    def read_images(self, rows: Sequence[int]) -> UInt8[Tensor, "n c h w"]:
         """The images of some rows.
 
         Raises:

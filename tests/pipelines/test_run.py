@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines.base.errors import UserError
 from pipelines.base.signals import Interrupted
-from pipelines.base.stage_timer import StageTimer
 from pipelines.cli import app
 from pipelines.evaluate.report import rows
 from pipelines.models.image_pipeline import ImageGenerationPipeline
@@ -336,16 +334,3 @@ def test_two_processes_report_what_one_reports(recipe_file, finished, tmp_path):
         assert report[block][name] == finished[0][block][name]
     assert report["labels"]["real_accuracy"] == 1
     assert report["reconstruction"]["psnr"] == pytest.approx(finished[0]["reconstruction"]["psnr"], rel=0.05)
-
-
-def test_the_time_of_a_stage_is_the_sum_of_its_interrupted_calls(tmp_path, monkeypatch):
-    clock = iter([0.0, 20.0, 100.0, 105.0, 200.0, 203.0, 300.0, 301.0])  # calls of 20, 5, 3 and 1 seconds
-    monkeypatch.setattr("pipelines.base.stage_timer.time.monotonic", lambda: next(clock))
-    for _ in range(2):
-        with pytest.raises(Interrupted), StageTimer(tmp_path, Accelerator(), fresh=False)("prior"):
-            interrupt()
-    for _ in range(2):  # the second call finds the stage finished
-        timer = StageTimer(tmp_path, Accelerator(), fresh=False)
-        with timer("prior"):
-            pass
-        assert timer.seconds == {"prior": 28.0}

@@ -2,8 +2,8 @@
 
 The patch embedding of ViT-VQGAN (Yu et al. 2022, arXiv 2110.04627, section 3.1) without attention between patches: a
 code says what one patch shows, and nothing of its neighbours. Equal patches have equal codes wherever they stand. So
-pictures that are made of few different patches (pixel art, glyphs, tiles, maps) become codes without a loss, and a
-prior learns these fast. Photographs show the borders of the patches.
+pictures that are made of few different patches (pixel art, glyphs, tiles, maps) can become codes with little loss, and
+leave a prior little to guess. Photographs show the borders of the patches.
 """
 
 from itertools import pairwise

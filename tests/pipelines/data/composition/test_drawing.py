@@ -140,3 +140,9 @@ def test_whole_cells_are_drawn_as_by_the_matrix():
     scale = cells_to_pixels(48)
     cells = pictures(OBJECT, values, CELLS).numpy().astype(np.float32)
     assert np.abs(scale @ cells @ scale.T - pictures(OBJECT, values, 48).numpy()).max() < 1e-2
+
+
+def test_all_pictures_of_one_object_are_made_of_801_squares():
+    images = pictures(OBJECT, OBJECT.values(np.arange(len(OBJECT))))
+    squares = images.unfold(2, 4, 4).unfold(3, 4, 4).movedim(1, 3).reshape(-1, 48)
+    assert len(torch.unique(squares, dim=0)) == 801
