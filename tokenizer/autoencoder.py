@@ -35,7 +35,8 @@ class AutoencoderOutput:
     z: latents, with their gradient. params: the likelihood's maps of every draw. terms: the bottleneck's, "nll" and of
     a random latent "kl": unweighted, in nats per image; a term that is the same for all draws may have one column.
     batch_terms: losses of the whole batch. kl_elements: what "kl" is the sum of, one tensor for each level; None where
-    it was sampled. latent_prior: the p(z) that was used; None if the latent is discrete.
+    it was sampled as a whole. (Of a hierarchy the top may be sampled, and negative, see `Posterior.has_closed_form`.)
+    latent_prior: the p(z) that was used; None if the latent is discrete.
     """
 
     bottleneck: BottleneckOutput
@@ -124,6 +125,11 @@ class Autoencoder(nn.Module):
         return self.condition is not None
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether it takes labels, and training has left none out: what it makes of an image without one is chance."""
+        return self.config.condition is not None and self.config.condition.dropout == 0
+
+    @property
     def dims(self) -> int:
         """Numbers in one image, c * H * W: what nats per image are divided by to give nats per dimension."""
         return self.config.channels * self.config.image_size**2
@@ -162,7 +168,7 @@ class Autoencoder(nn.Module):
 
     def importance_weights(self, x: Images, condition: Tensor | None = None) -> LogWeights:
         """A function that gives ln w = ln p(x, z) - ln q(z | x), in nats, of as many latents as it is asked for. It
-        decodes `at_once` of them for each image in one pass. Images are encoded once.
+        decodes `at_once` of them for each image in one pass, and asks for their densities. Images are encoded once.
 
         Raises:
             ValueError: images as in `forward`; a latent that is not random.
@@ -173,8 +179,9 @@ class Autoencoder(nn.Module):
 
         def log_weights(draws: int, generator: Generators = None, at_once: int | None = None) -> Float[Tensor, "b k"]:
             z = posterior.sample(draws, generator)
-            nll = torch.cat([self._nll(x, part, condition)[1] for part in z.split(at_once or draws, 1)], 1)
-            return prior.log_prob(z) - posterior.log_prob(z) - nll
+            parts = z.split(at_once or draws, 1)
+            log_joint = [prior.log_prob(part) - self._nll(x, part, condition)[1] for part in parts]
+            return torch.cat(log_joint, 1) - posterior.log_prob(z)
 
         return log_weights
 

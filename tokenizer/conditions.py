@@ -51,7 +51,8 @@ ConditionConfig = Annotated[ConcatenationConfig | FilmConfig | ConditionalNormCo
 class LabelEmbedding(nn.Module):
     """Labels -> embeddings. The last row stands for "no label"; it begins at zero.
 
-    It learns from images without a label and from `dropout`. Where training has neither it stays zero.
+    It learns from images without a label, from `dropout`, and under a VampPrior from the learned images, which have no
+    label. Where training has none of these it stays zero.
     """
 
     def __init__(self, config: ConditionConfig):

@@ -29,19 +29,25 @@ def trained_modules(model: AutoencoderConfig, objective: ObjectiveConfig) -> nn.
 
 
 def check_regularizers(phase: AutoencoderPhase, training: TokenizerTrainingConfig) -> None:
-    """Raises UserError where a regularizer cannot be estimated from the images that a process holds at once, or takes
-    more memory than the machine has.
+    """Raises UserError where a regularizer or the discriminator cannot be estimated from the images that a process
+    holds at once, or takes more memory than the machine has.
     """
     images, objective = examples_at_once(training), phase.objective
+    shaping = [("regularizers", regularizer) for regularizer in objective.regularizers]
+    shaping += [("discriminator", objective.discriminator)] if objective.discriminator else []
+    for option, options in shaping:
+        try:
+            options.check_batch(images)
+        except ValueError as error:
+            raise UserError(
+                f"objective.{option}: {options.kind}: {error} (training.batch_size, over processes and accumulated "
+                "parts)"
+            ) from error
     if not objective.regularizers:
         return
     elements = phase.model.probe().z[0, 0].numel()
     for regularizer in objective.regularizers:
         name = f"objective.regularizers: {regularizer.kind}"
-        try:
-            regularizer.check_batch(images)
-        except ValueError as error:
-            raise UserError(f"{name}: {error} (training.batch_size, over processes and accumulated parts)") from error
         # A float32 for each element of each pair of latent and image.
         check_memory(
             4 * images**2 * objective.draws * elements, f"{name} of {images:,} images at once (training.batch_size)"

@@ -227,6 +227,8 @@ def test_a_model_in_half_precision_goes_all_the_way(name, dtype):
     learn(model, x)
     model = model.eval().to(dtype)
     assert model.reconstruct(x).shape == (3, 3, 8, 8)
+    objective = ObjectiveConfig.model_validate({"weights": dict.fromkeys(model.term_names(), 1)})
+    assert all(values.isfinite().all() for values in evaluate(model, x, objective, 0).figures.values())
     if name in DISCRETE:
         codes = model.encode(x).codes
         assert model.decode_codes(codes).isfinite().all()

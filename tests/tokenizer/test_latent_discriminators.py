@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal, Normal
 from tests.tokenizer.members import examples
 from tests.tokenizer.test_objective import objective_of, vae, vq
 from tests.tokenizer.test_regularizers import deterministic
-from tokenizer import Autoencoder, AutoencoderPhase
+from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase
 from tokenizer.regularizers import (
     LATENTS,
     OTHERS,
@@ -210,3 +210,40 @@ def test_chance_costs_ln_2():
             parameter.zero_()
     loss, _ = second({LATENTS: torch.randn(6, 32), OTHERS: torch.randn(6, 32)}, 0)
     assert loss.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_there_are_as_many_others_as_latents_also_of_a_conditional_prior_and_several_draws(name):
+    """Draws of a label's prior stand beside the latents of that label."""
+    config = vae().config.model_dump() | {
+        "backbone": {"kind": "mlp", "widths": [4]},
+        "condition": {"kind": "film", "num_classes": 3, "dim": 4},
+        "latent_prior": {"kind": "flow", "conditional": True},
+    }
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    weights = dict.fromkeys(model.term_names(), 1) | {KINDS[name].term: 1}
+    objective = objective_of(weights).model_copy(update={"discriminator": KINDS[name], "draws": 2})
+    batch: dict[str, Any] = batch_of(6) | {"label": torch.tensor([0, 1, 2, 0, 1, 2])}
+    AutoencoderPhase(model, objective)(batch, 0)[0].backward()
+    assert batch[LATENTS].shape == batch[OTHERS].shape == (12, 2)
+
+
+def test_the_draws_of_a_conditional_prior_are_those_of_their_label():
+    config = vae().config.model_dump() | {
+        "backbone": {"kind": "mlp", "widths": [4]},
+        "condition": {"kind": "film", "num_classes": 2, "dim": 4},
+        "latent_prior": {"kind": "flow", "conditional": True},
+    }
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    labels = torch.tensor([0, 1])
+    both = model.latent_distribution(labels)
+    each = model.latent_distribution(labels.repeat_interleave(3))
+    streams = [[torch.Generator().manual_seed(i) for i in range(6)] for _ in range(2)]
+    with torch.no_grad():
+        torch.testing.assert_close(both.sample(6, streams[0]), each.sample(6, streams[1]))
+
+
+def test_one_image_is_too_few_to_permute():
+    with pytest.raises(ValueError, match="found 1 image at once, expected at least 2"):
+        FactorDiscriminator().check_batch(1)
+    AdversarialDiscriminator().check_batch(1)

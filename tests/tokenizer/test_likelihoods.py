@@ -232,6 +232,17 @@ def test_half_precision_maps_give_full_precision_nats(config, dtype, autocast):
 
 
 @every_member
+def test_parameters_in_half_precision_are_those_in_full_precision_once_rounded(config):
+    """A learned scale counts in every pixel: it is computed in float32."""
+    half: Any = build_likelihood(config, 1)
+    full: Any = build_likelihood(config, 1)
+    half.to(torch.bfloat16)
+    full.load_state_dict({name: tensor.float() for name, tensor in half.state_dict().items()})
+    params, x = draw_maps(full, 2, 28, 28), eight_bit(2, 1, 28, 28)
+    torch.testing.assert_close(half.nll(params, x), full.nll(params, x))
+
+
+@every_member
 @every_number_of_channels
 @pytest.mark.parametrize("size", [0.0, 30.0, 65504.0])  # the largest number of float16
 def test_extreme_maps_and_pixels_give_finite_figures_and_gradients(config, channels, size):

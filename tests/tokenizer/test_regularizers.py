@@ -153,11 +153,12 @@ def test_weighted_estimates_of_the_density_are_too_low():
         assert torch.stack(estimates).mean() < density.mean()
 
 
-def test_stratified_needs_the_size_of_the_data_set_and_two_images():
+def test_stratified_needs_the_size_of_the_data_set_and_both_estimators_two_images():
     with pytest.raises(ValidationError, match="needs dataset_size"):
         TotalCorrelation(estimator="stratified")
-    with pytest.raises(ValueError, match="at least 2 images"):
-        TotalCorrelation(estimator="stratified", dataset_size=10).check_batch(1)
+    for estimator in ("stratified", "weighted"):
+        with pytest.raises(ValueError, match="found 1 image in a batch, expected at least 2"):
+            TotalCorrelation(estimator=estimator, dataset_size=10).check_batch(1)
     with pytest.raises(ValueError, match="dataset_size: found 10, expected at least the 11"):
         TotalCorrelation(dataset_size=10).check_batch(11)
 

@@ -108,7 +108,7 @@ class Gumbel(OneGrid, nn.Module):
         self, shares: Float[Tensor, "b k h w"], weight: Float[Tensor, "k d"], bias: Float[Tensor, " d"] | None = None
     ) -> Float[Tensor, "b d h w"]:
         """The decoder's first layer."""
-        return F.conv2d(shares, weight.t()[:, :, None, None], bias)
+        return F.conv2d(shares, weight.float().t()[:, :, None, None], None if bias is None else bias.float())
 
     def _lookup(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         """`_mix` of one-hot vectors, without them."""

@@ -64,7 +64,12 @@ class FlowDistribution:
         return log_determinant - 0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
 
     def sample(self, n: int, generator: Generators = None, temperature: float = 1.0) -> Float[Tensor, "n d h w"]:
-        """n draws, float32, see `LatentDistribution`."""
+        """n draws, float32, see `LatentDistribution`. Of a conditional prior, n is a multiple of the conditions, and
+        draws of one are adjacent.
+        """
+        condition = self.condition
+        if condition is not None and len(condition) > 1:
+            condition = condition.repeat_interleave(n // len(condition), 0)
         noise = standard_normal((n, self.prior.size), generator).to(next(self.prior.flow.parameters()).device)
-        z, _ = self.prior.flow(temperature * noise, self.condition, inverse=True)
+        z, _ = self.prior.flow(temperature * noise, condition, inverse=True)
         return z.view(n, *self.prior.shape)

@@ -64,7 +64,7 @@ class LocationScale(nn.Module, ABC):
         if self.predicted:
             return bounded_log_scale(self.START + params.float().chunk(2, dim=-3)[1], self.FLOOR)
         if self.free_log_scale is not None:
-            return self.FLOOR + F.softplus(self.free_log_scale)
+            return self.FLOOR + F.softplus(self.free_log_scale.float())
         return torch.full((), math.log(float(self.scale)), device=params.device)
 
     @abstractmethod

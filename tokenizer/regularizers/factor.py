@@ -20,6 +20,11 @@ class FactorDiscriminator(DiscriminatorOptions):
     term: ClassVar[str] = "total_correlation"
     kind: Literal["factor"] = "factor"
 
+    def check_batch(self, images: int) -> None:
+        """Raises ValueError for a single image: permuted over the rows, it stays what it is."""
+        if images < 2:
+            raise ValueError(f"found {images} image at once, expected at least 2")
+
     def loss(self, logits: Float[Tensor, " n"]) -> Float[Tensor, ""]:
         """KL(q(z) || Π q(z_j)) by the density ratio that the logits are (equation 3)."""
         return logits.mean()

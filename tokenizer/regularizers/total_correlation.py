@@ -50,8 +50,8 @@ class TotalCorrelation(Options):
             raise ValueError(
                 f"dataset_size: found {self.dataset_size}, expected at least the {images} images of a batch"
             )
-        if self.estimator == "stratified" and images < 2:
-            raise ValueError("estimator: stratified needs at least 2 images in a batch")
+        if images < 2:
+            raise ValueError(f"found {images} image in a batch, expected at least 2")
 
     def check_latent(self, out: AutoencoderOutput) -> None:
         """Raises ValueError when the latent has no posterior of independent elements."""
