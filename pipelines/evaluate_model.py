@@ -194,7 +194,7 @@ def _add_disentanglement(report: dict[str, Any], images: ImageDataset, window: L
 
 def _health(window: LatentWindow) -> dict[str, Any]:
     """The state of a continuous latent, or of a codebook without its counts."""
-    content = None if window.health is None else window.health.as_dict()
+    content = window.health.as_dict()
     if isinstance(window.health, OverallHealth):
         return {"latent_health": None, "codebook": content}
     return {"latent_health": content, "codebook": None}

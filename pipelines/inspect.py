@@ -15,14 +15,14 @@ from pipelines.base.documents import read_json_if_valid, read_json_mapping, read
 from pipelines.base.errors import UserError
 from pipelines.base.output_folder import check_output_file
 from pipelines.base.recipe_files import validate
-from pipelines.data import DataConfig
+from pipelines.data import DataConfig, Split
 from pipelines.evaluate.classifier import LoadedClassifier, load_classifier
 from pipelines.evaluate.held_out import open_held_out
 from pipelines.evaluate.latent_health_figure import draw_latent_health
 from pipelines.evaluate.latent_window import latent_window
 from pipelines.evaluate.report import is_complete, rows
 from pipelines.models.checkpoint import LoadedPrior, LoadedTokenizer, load_prior, load_tokenizer, resolve_folder
-from pipelines.recipes.data_arguments import data_of
+from pipelines.recipes.data_arguments import data_of, split_of
 from pipelines.tokens.dataset import TokenDataset
 from pipelines.tokens.encoded_window import encoded_window
 from pipelines.tokens.encoding_spec import compute_batch
@@ -59,10 +59,10 @@ def inspect(
 ) -> Inspection:
     """Look into a tokenizer, prior, classifier, image pipeline or run folder, or a token dataset, and print a table.
 
-    Codebook health needs tokens: those of `split` of a token dataset (default: its first), or the validation split of
-    the data that a tokenizer's run was trained on. The health of a continuous latent is that of the first 10,000 images
-    of that split. `verify_rows` encodes so many random rows of a token dataset again. `figure` is where the figure of
-    codebook or latent goes (default: health.png in the folder, if it can be written there).
+    Codebook health needs tokens: those of `split` of a token dataset (default: its first), or of the data that a
+    tokenizer's run was trained on (default: validation). The health of a continuous latent is that of the first
+    10,000 images of that split. `verify_rows` encodes so many random rows of a token dataset again. `figure` is where
+    the figure of codebook or latent goes (default: health.png in the folder, if it can be written there).
 
     Raises:
         UserError: none of these folders, a damaged one, or a `figure` that cannot be written or is no .png file.
@@ -84,9 +84,11 @@ def _look(folder: Path, verify_rows: int | None, split: str | None, figure: Path
         return inspect_image_pipeline(folder)
     if (folder / "recipe.yaml").is_file():
         recipe = read_yaml(folder / "recipe.yaml")
-        return inspect_pipeline(folder) if recipe.get("kind") == "pipeline" else inspect_run(folder, recipe, figure)
+        if recipe.get("kind") == "pipeline":
+            return inspect_pipeline(folder)
+        return inspect_run(folder, recipe, split_of(split or "validation"), figure)
     if (folder / "config.json").is_file():
-        return inspect_model(folder, figure)
+        return inspect_model(folder, split_of(split or "validation"), figure)
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; expected {EXPECTED}")
     inside = _inside(folder)
@@ -113,7 +115,7 @@ def inspect_tokens(folder: Path, verify_rows: int | None, split: str | None, fig
     return found
 
 
-def inspect_model(folder: Path, figure: Path | None = None) -> Inspection:
+def inspect_model(folder: Path, split: Split = "validation", figure: Path | None = None) -> Inspection:
     match read_json_mapping(folder / "config.json").get("format"):
         case "smalti-tokenizer/1":
             tokenizer = load_tokenizer(folder, _device())
@@ -124,7 +126,7 @@ def inspect_model(folder: Path, figure: Path | None = None) -> Inspection:
                 found.notes.append("the health of a latent needs images: inspect its run, or see `smalti evaluate`")
             else:
                 try:
-                    _add_latent_health(found, tokenizer, data_of(None, folder), figure)
+                    _add_latent_health(found, tokenizer, data_of(None, folder), split, figure)
                 except UserError as error:  # the model is there all the same
                     found.notes.append(f"the health of the latent is not known: {error}")
             return found
@@ -157,8 +159,8 @@ def inspect_pipeline(folder: Path) -> Inspection:
     return found
 
 
-def inspect_run(folder: Path, recipe: dict[str, Any], figure: Path | None) -> Inspection:
-    """A run: how far it is, its last figures, its best model; a tokenizer's health on its validation split."""
+def inspect_run(folder: Path, recipe: dict[str, Any], split: Split, figure: Path | None) -> Inspection:
+    """A run: how far it is, its last figures, its best model; a tokenizer's health on a split of its data."""
     found = Inspection(f"run of a {recipe.get('kind')}", folder, _progress_facts(folder, recipe))
     try:
         model_folder = resolve_folder(folder)
@@ -173,9 +175,9 @@ def inspect_run(folder: Path, recipe: dict[str, Any], figure: Path | None) -> In
     found.facts += _tokenizer_facts(tokenizer)
     data = validate(DataConfig, recipe.get("data"), folder / "recipe.yaml")
     if tokenizer.model.num_codes is None:
-        _add_latent_health(found, tokenizer, data, figure)
+        _add_latent_health(found, tokenizer, data, split, figure)
     else:
-        _add_health(found, encoded_window(tokenizer, data), tokenizer.model, figure)
+        _add_health(found, encoded_window(tokenizer, data, split), tokenizer.model, figure)
     return found
 
 
@@ -208,17 +210,17 @@ def _add_health(found: Inspection, window: TokenWindow, model: Autoencoder, figu
         found.facts.append((name, f"{seen}, perplexity {state.perplexity:.1f}\n{state.verdict}: {state.reason}"))
 
 
-def _add_latent_health(found: Inspection, tokenizer: LoadedTokenizer, data: DataConfig, figure: Path | None) -> None:
-    images = open_held_out(tokenizer, data.model_copy(update={"on_unreadable": "skip"}), "validation")
+def _add_latent_health(
+    found: Inspection, tokenizer: LoadedTokenizer, data: DataConfig, split: Split, figure: Path | None
+) -> None:
+    images = open_held_out(tokenizer, data.model_copy(update={"on_unreadable": "skip"}), split)
     size = compute_batch(tokenizer.preprocess.size, _device())
     rows = range(min(len(images), MOST_IMAGES))
     health = latent_window(tokenizer.model, images, rows, size, keep_means=False).health
-    if not isinstance(health, LatentHealth):
-        found.notes.append(f"the latent of a {tokenizer.model.config.bottleneck.kind} bottleneck is not random")
-        return
+    assert isinstance(health, LatentHealth)  # the caller's model is continuous
     found.latent_health = health
-    _draw(found, figure, lambda path: draw_latent_health(path, health, f"{found.folder.name}, validation"))
-    found.facts.append(("latent", f"{health.images:,} images of validation\n{health.verdict}: {health.reason}"))
+    _draw(found, figure, lambda path: draw_latent_health(path, health, f"{found.folder.name}, {split}"))
+    found.facts.append(("latent", f"{health.images:,} images of {split}\n{health.verdict}: {health.reason}"))
 
 
 def _draw(found: Inspection, figure: Path | None, draw: Callable[[Path], Path]) -> None:

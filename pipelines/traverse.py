@@ -72,17 +72,17 @@ def traverse(
     target = OutputFolder(output, TRAVERSAL)
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
-    _check_continuous(tokenizer)
+    _check_request(tokenizer, request)
     images = open_held_out(tokenizer, data, request.split, accelerator)
     identity = identity_of(tokenizer, source_digest(data, images), request, leave_out=())
     if not overwrite and is_finished(output, "traversal.json", identity, TRAVERSAL.owned[1:]):
         if accelerator.is_main_process:
             say(f"{output}: already traversed; nothing to do")
         return output
-    health = _health(tokenizer, images, request, accelerator)
     start = None
     if request.row is not None:
         start = choose_images([str(request.row)], tokenizer.preprocess, lambda: images)
+    health = _health(tokenizer, images, request, accelerator)
     found = traversal(tokenizer.model, health, start, request)
     with target.begin(True, accelerator):
         if accelerator.is_main_process:
@@ -96,7 +96,7 @@ def traverse(
 def traversal(
     model: Autoencoder, health: LatentHealth, start: ChosenImages | None, request: TraversalRequest
 ) -> Traversal:
-    """Decode the starting point with one unit changed at a time. UserError for a unit that there is not."""
+    """Decode the starting point with one unit changed at a time."""
     device = next(model.parameters()).device
     units = _units(health, request)
     labels = start.label.to(device) if start is not None and model.takes_labels else None
@@ -123,12 +123,8 @@ def traversal(
 def _units(health: LatentHealth, request: TraversalRequest) -> list[int]:
     """The units to show, the one of largest KL first (of largest spread, where no unit has a KL of its own)."""
     size = health.spread if health.kl is None else health.kl
-    count = len(size)
     if request.latents is None:
         return size.argsort(descending=True)[:SHOWN].tolist()
-    for unit in request.latents:
-        if not 0 <= unit < count:
-            raise UserError(f"--latents: found {unit}, expected 0 to {count - 1}: the latent has {count} units")
     return sorted(set(request.latents), key=lambda unit: -size[unit].item())
 
 
@@ -136,15 +132,23 @@ def _label(health: LatentHealth, unit: int) -> str:
     return f"z{unit}" if health.kl is None else f"z{unit}  KL {health.kl[unit]:.2f}"
 
 
-def _check_continuous(tokenizer: LoadedTokenizer) -> None:
+def _check_request(tokenizer: LoadedTokenizer, request: TraversalRequest) -> None:
+    """What can be refused before any image is encoded."""
     model = tokenizer.model
-    if not model.is_random:
-        kind = model.config.bottleneck.kind
-        what = "has codes" if model.num_codes is not None else "is not random"
+    if model.num_codes is not None:
         raise UserError(
-            f"{tokenizer.folder}: the latent of a {kind} bottleneck {what}, so its units have no range to move in; "
-            "expected a variational autoencoder (see `smalti interpolate`, which takes any tokenizer)"
+            f"{tokenizer.folder}: the latent of a {model.config.bottleneck.kind} bottleneck has codes, so its units "
+            "have no range to move in; expected a continuous one (see `smalti interpolate`, which takes any tokenizer)"
         )
+    if model.needs_labels and request.row is None:
+        raise UserError(
+            f"--row: missing; {tokenizer.folder} decodes by label, so a traversal begins at an image; expected the "
+            "number of a row"
+        )
+    count = model.probe().z[0, 0].numel()
+    for unit in request.latents or ():
+        if not 0 <= unit < count:
+            raise UserError(f"--latents: found {unit}, expected 0 to {count - 1}: the latent has {count} units")
 
 
 def _health(

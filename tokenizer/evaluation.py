@@ -15,15 +15,20 @@ from tokenizer.objective import ObjectiveConfig, image_loss, importance_bound
 
 @dataclass(frozen=True)
 class Evaluation:
-    """figures: by name, one number for each image. codes: those of the images, None if the latent is continuous.
+    """figures: by name, one number for each image. z: the latents; the posterior's mean, where there is one.
 
+    codes: those of the images, None if the latent is continuous.
     posterior, latent_prior: q(z | x) and p(z), None if the latent is not random, or discrete.
+    guarded_kl: of an objective with a guard, the KL of each image in each group that has an allowance of its own.
+        "loss" leaves it out: `objective.kl_guard.penalty` wants its mean over all images.
     """
 
     figures: dict[str, Float[Tensor, " b"]]
+    z: Float[Tensor, "b d h w"]
     codes: Int[Tensor, " b *codes"] | None
     posterior: Posterior | None = None
     latent_prior: LatentDistribution | None = None
+    guarded_kl: Float[Tensor, "b groups"] | None = None
 
 
 @torch.no_grad()
@@ -42,7 +47,8 @@ def evaluate(
 
     Figures: every term (its mean over the draws), "loss" (the objective at `step`, per dimension), "psnr" in dB of the
     reconstruction from the codes or the posterior's mean, and of a continuous model "negative_elbo" = nll + kl in nats
-    whatever the weights: an upper bound of -ln p(x), by importance weights if the objective has several draws.
+    whatever the weights: an upper bound of -ln p(x). If the objective has several draws also the tighter
+    "importance_weighted_nll".
 
     Of a model that is trained on relaxed codes also "nll_relaxed" and "psnr_relaxed", of a draw of the latents that the
     decoder was trained on last, and "relaxation_gap" = nll - nll_relaxed: what an image loses when codes are single.
@@ -54,12 +60,19 @@ def evaluate(
         if out.bottleneck.posterior is None:
             shown = model.likelihood.mean(out.params)
         else:
-            figures["negative_elbo"] = importance_bound(out.terms["nll"] + out.terms["kl"])
+            per_draw = out.terms["nll"] + out.terms["kl"]
+            figures["negative_elbo"] = per_draw.mean(1)
+            if objective.draws > 1:
+                figures["importance_weighted_nll"] = importance_bound(per_draw)
             shown = model.decode(out.bottleneck.z, condition)
         figures["psnr"] = psnr(shown, images)
         if out.bottleneck.relaxed is not None:
             figures |= _relaxed_figures(model, images, out.bottleneck.relaxed(generators), figures["nll"])
-    return Evaluation(figures, out.bottleneck.codes, out.bottleneck.posterior, out.latent_prior)
+    guarded = None
+    if objective.kl_guard is not None and out.kl_elements is not None:
+        guarded = objective.kl_guard.groups(out.kl_elements)
+    bottleneck = out.bottleneck
+    return Evaluation(figures, bottleneck.z, bottleneck.codes, bottleneck.posterior, out.latent_prior, guarded)
 
 
 def _relaxed_figures(

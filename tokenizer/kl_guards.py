@@ -26,9 +26,13 @@ class FreeBits(Options):
     nats: float = Field(gt=0, examples=[0.5])
     per: Literal["element", "channel", "level"] = "element"
 
-    def guard(self, elements: Elements, step: int) -> Float[Tensor, " b"]:
-        """Σ max(nats, KL of a group) for each row of `elements`."""
-        return torch.stack([self._groups(level).clamp(min=self.nats).sum(1) for level in elements]).sum(0)
+    def groups(self, elements: Elements) -> Float[Tensor, "b groups"]:
+        """The KL of what has an allowance of its own."""
+        return torch.cat([self._groups(level) for level in elements], 1)
+
+    def penalty(self, groups: Float[Tensor, " groups"], step: int) -> Float[Tensor, ""]:
+        """Σ max(nats, KL of a group)."""
+        return groups.clamp(min=self.nats).sum()
 
     def check_elements(self, elements: Elements, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Raises ValueError when a level of one of these `shapes` (d, h, w) has no KL of its elements."""
@@ -41,7 +45,7 @@ class FreeBits(Options):
 
     def count(self, elements: Elements) -> int:
         """How many allowances an image has."""
-        return sum(self._groups(level).shape[1] for level in elements)
+        return self.groups(elements).shape[1]
 
     def _groups(self, level: Float[Tensor, "b d h w"]) -> Float[Tensor, "b groups"]:
         match self.per:
@@ -71,9 +75,13 @@ class Capacity(Options):
     def check_elements(self, elements: Elements, shapes: Sequence[tuple[int, int, int]]) -> None:
         """The KL of the whole latent will do."""
 
-    def guard(self, elements: Elements, step: int) -> Float[Tensor, " b"]:
-        kl = torch.stack([level.sum((1, 2, 3)) for level in elements]).sum(0)
-        return (kl - self.capacity.at(step)).abs()
+    def groups(self, elements: Elements) -> Float[Tensor, "b 1"]:
+        """The KL of the whole latent."""
+        return torch.stack([level.sum((1, 2, 3)) for level in elements]).sum(0)[:, None]
+
+    def penalty(self, groups: Float[Tensor, " 1"], step: int) -> Float[Tensor, ""]:
+        """|KL - C|."""
+        return (groups[0] - self.capacity.at(step)).abs()
 
 
 KLGuard = Annotated[FreeBits | Capacity, Field(discriminator="kind")]
@@ -84,4 +92,4 @@ def guarded_batch(guard: FreeBits | Capacity, elements: Elements, step: int) -> 
     both papers: a single image may well need none of a dimension. In training these are the part of a batch that a
     process holds at once; the mean over the parts is at least what the whole batch would give.
     """
-    return guard.guard(tuple(level.mean(0, keepdim=True) for level in elements), step)[0]
+    return guard.penalty(guard.groups(elements).mean(0), step)

@@ -44,8 +44,8 @@ class LatentHealth:
 
     kl: KL(q(z_i | x) || p(z_i)), mean over images; None if the posterior has no figure for each unit.
     mean_variance: of the posterior's mean, over images.
-    spread: mean_variance where the prior is N(0, 1); otherwise its share of aggregate_variance, which does not depend
-        on the scale of the latent.
+    spread: mean_variance where the prior of the top level is N(0, 1); otherwise, below the top, and of a latent that is
+        not random, its share of aggregate_variance, which does not depend on the scale of the latent.
     active: whether spread is over ACTIVE_VARIANCE. Below the top level of a hierarchy a mean also varies with the
         levels above; there, whether kl is over ACTIVE_KL.
     aggregate_mean, aggregate_variance: of the aggregate posterior q(z), the mixture of all images' posteriors.
@@ -191,7 +191,8 @@ class LatentMoments:
         return window
 
     def report(self, standard_normal_prior: bool = True) -> LatentHealth:
-        """The state over the window. An aggregate posterior far from N(0, 1) is weak only where that is the prior.
+        """The state over the window. `standard_normal_prior`: of the top level, whose aggregate posterior is compared
+        with N(0, 1) only where that is its prior. The prior of a level below depends on those above it.
 
         Raises ValueError if the window is empty.
         """
@@ -202,11 +203,13 @@ class LatentMoments:
         mean_variance = covariance.diagonal().clone() if self.joint else covariance
         variance = mean_variance + within
         aggregate_kl = gaussian_kl(mean, variance.log())
-        spread = mean_variance if standard_normal_prior else mean_variance / variance.clamp_min(1e-300)
+        top, below = slice(self.sizes[0]), slice(self.sizes[0], None)
+        spread = mean_variance / variance.clamp_min(1e-300)
+        if standard_normal_prior and self.variance.any():
+            spread[top] = mean_variance[top]
         active, kl = spread > ACTIVE_VARIANCE, self.kl.cpu()
-        below = slice(self.sizes[0], None)
         active[below] = kl[below] > ACTIVE_KL
-        levels = self._levels(active, mean, variance) if standard_normal_prior else self._levels(active)
+        levels = self._levels(active, (mean[top], variance[top]) if standard_normal_prior else None)
         worst, reason = _worst(levels)
         return LatentHealth(
             images=self.images,
@@ -223,18 +226,12 @@ class LatentMoments:
             reason=reason,
         )
 
-    def _levels(
-        self,
-        active: Bool[Tensor, " n"],
-        mean: Float[Tensor, " n"] | None = None,
-        variance: Float[Tensor, " n"] | None = None,
-    ) -> tuple[LevelState, ...]:
-        """`mean` and `variance`: of the aggregate posterior, if the prior is N(0, 1)."""
+    def _levels(self, active: Bool[Tensor, " n"], top: "Aggregate | None") -> tuple[LevelState, ...]:
+        """`top`: the aggregate posterior of the top level, if its prior is N(0, 1)."""
         levels, start = [], 0
         for size, total in zip(self.sizes, self.level_kl.tolist(), strict=True):
             units, kl = slice(start, start := start + size), total if math.isfinite(total) else None
-            aggregate = None if mean is None or variance is None else (mean[units], variance[units])
-            verdict = _verdict(active[units], kl, aggregate, self.images)
+            verdict = _verdict(active[units], kl, None if levels else top, self.images)
             levels.append(LevelState(size, int(active[units].sum()), kl, *verdict))
         return tuple(levels)
 

@@ -36,8 +36,8 @@ class ObjectiveConfig(Options):
         importance-weighted bound (IWAE, arXiv 1509.00519).
     gradient_estimator: of the encoder. "doubly_reparameterized" (arXiv 1810.04152) has less variance, the more so the
         more draws there are; with one draw it is the path derivative (arXiv 1703.09194).
-    kl_guard: what takes the place of the plain KL in the loss. Its allowances are for the mean over the images of each
-        part of a batch that a process holds at once.
+    kl_guard: what takes the place of the plain KL in the loss. Its allowances are for the mean over images: in training
+        those of each part of a batch that a process holds at once, in validation all of them.
     regularizers: terms of the whole batch on the latents; each needs a weight, by the name of its kind. They are
         estimated in each part of a batch that a process holds at once, and are no part of the figures of evaluation.
     discriminator: a network of a phase of its own that tells the latents from others; its term too needs a weight.
@@ -121,10 +121,10 @@ def importance_bound(per_draw: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
 
 
 def image_loss(out: AutoencoderOutput, objective: ObjectiveConfig, step: int) -> Float[Tensor, " b"]:
-    """The objective of each image alone, in nats, without the terms of the batch. A guard has each image for itself."""
-    terms = dict(out.terms)
-    if objective.kl_guard and out.kl_elements is not None:
-        terms["kl"] = objective.kl_guard.guard(out.kl_elements, step)[:, None]
+    """The objective of each image alone, in nats: without the terms of the batch, and without a guarded KL, whose
+    allowances are for the mean over images.
+    """
+    terms = {name: term for name, term in out.terms.items() if name != "kl" or objective.kl_guard is None}
     return importance_bound(weighted_sum(terms, objective.weights, step))
 
 
@@ -180,6 +180,7 @@ class AutoencoderPhase(nn.Module):
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
         out = _probe(model, objective)
         check_weights(objective.weights, {*out.terms, *out.batch_terms, *objective.latent_terms})
+        _check_kl_is_weighed(objective, model.config.latent_prior.kind)
         if objective.kl_guard:
             _check_guard(objective.kl_guard, out, model.latent_shapes)
         if objective.latent_terms:
@@ -253,6 +254,16 @@ def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> 
         found, expected = getattr(objective, name), ObjectiveConfig.model_fields[name].default
         if found != expected:
             raise ValueError(f"{name}: found {found}, expected {expected}: the latent of a {kind} model is not random")
+
+
+def _check_kl_is_weighed(objective: ObjectiveConfig, prior: str) -> None:
+    """Raises ValueError when nothing counts the KL, though a prior learns from it or a guard stands in its place."""
+    if "kl" not in objective.weights or objective.weights["kl"].highest > 0:
+        return
+    if prior != "standard_normal":
+        raise ValueError(f"weights.kl: found 0 at every step, but the latent prior, {prior}, learns from the KL alone")
+    if objective.kl_guard is not None:
+        raise ValueError("kl_guard: found one where weights.kl is 0 at every step, so that it has no effect")
 
 
 def _check_guard(guard: KLGuard, out: AutoencoderOutput, shapes: tuple[tuple[int, int, int], ...]) -> None:

@@ -18,6 +18,10 @@ class Constant(Options):
     def lowest(self) -> float:
         return self.value
 
+    @property
+    def highest(self) -> float:
+        return self.value
+
     def at(self, step: int) -> float:
         return self.value
 
@@ -35,6 +39,10 @@ class Linear(Options):
     def lowest(self) -> float:
         return min(self.start, self.end)
 
+    @property
+    def highest(self) -> float:
+        return max(self.start, self.end)
+
     def at(self, step: int) -> float:
         return _between(self.start, self.end, _progress(step - self.begin, self.steps))
 
@@ -51,6 +59,10 @@ class Cosine(Options):
     @property
     def lowest(self) -> float:
         return min(self.start, self.end)
+
+    @property
+    def highest(self) -> float:
+        return max(self.start, self.end)
 
     def at(self, step: int) -> float:
         progress = _progress(step - self.begin, self.steps)
@@ -74,6 +86,10 @@ class Cyclical(Options):
     @property
     def lowest(self) -> float:
         return min(self.start, self.end)
+
+    @property
+    def highest(self) -> float:
+        return max(self.start, self.end)
 
     def at(self, step: int) -> float:
         cycle, position = divmod(max(step - self.begin, 0), self.period)

@@ -25,12 +25,11 @@ class LatentWindow:
     """Of the readable images of some rows, in their order.
 
     rows: their numbers. means: latents, flattened; the posterior's mean where there is one. None if they were not kept.
-    health: None if the latent is neither random nor discrete.
     """
 
     rows: list[int]
     means: Float[Tensor, "n d"] | None
-    health: LatentHealth | OverallHealth | None
+    health: LatentHealth | OverallHealth
 
 
 def latent_window(
@@ -80,7 +79,7 @@ class _Window:
         out = self.model.encode(batch.image.to(self.device), condition=labels)
         streams = [posterior_stream(SEED, row.key) for row in batch.metadata]
         prior = self.model.latent_distribution(labels) if self.model.prior_takes_labels else self.prior
-        self.usage.add(out.codes, out.posterior, prior, streams)
+        self.usage.add(out.z, out.codes, out.posterior, prior, streams)
         self.rows += rows
         if self.keep_means:
             self.means.append(out.z.flatten(1).cpu())

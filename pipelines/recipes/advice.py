@@ -40,10 +40,11 @@ def _schedules(recipe: TokenizerRecipe) -> Iterator[str]:
 
 def _scales(recipe: TokenizerRecipe, model: Autoencoder) -> Iterator[str]:
     """Weights of the reconstruction and of the KL that are far apart."""
-    weights, last = recipe.objective.weights, recipe.training.steps
+    weights, steps = recipe.objective.weights, recipe.training.steps
     if not {"nll", "kl"} <= weights.keys():
         return
-    nll, kl = (max(weights[name].at(last), weights[name].at(0)) for name in ("nll", "kl"))
+    some = [*range(0, steps, max(1, steps // 1000)), steps - 1]
+    nll, kl = (max(weights[name].at(step) for step in some) for name in ("nll", "kl"))
     if not nll or not kl:
         return
     beta, dims = kl / nll, model.dims

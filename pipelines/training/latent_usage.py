@@ -8,7 +8,6 @@ from torch import Generator, Tensor
 from tokenizer import Autoencoder, LevelUsage, OverallHealth, overall_health
 from tokenizer.latent_health import LatentHealth, LatentMoments
 from tokenizer.latents import LatentDistribution, Posterior
-from tokenizer.standard_normal import StandardNormal
 
 ADVICE = {
     OverallHealth: "See model.bottleneck.dead_code_threshold and a lower learning rate",
@@ -17,41 +16,47 @@ ADVICE = {
 
 
 class LatentUsage:
-    """Counts the codes of a discrete model, or the moments of the posteriors of a continuous one."""
+    """Counts the codes of a discrete model, or the moments of the posteriors of a continuous one; of one whose latent
+    is not random, those of the latents themselves.
+    """
 
     def __init__(self, model: Autoencoder, device: torch.device):
-        with torch.no_grad():
-            # Of all levels: one below the top has a prior that depends on those above it.
-            self.standard_normal_prior = isinstance(model.latent_distribution(), StandardNormal)
+        self.standard_normal_prior = model.config.latent_prior.kind == "standard_normal"  # of the top level
         self.codes = LevelUsage(model.code_grids, device) if model.code_grids else None
-        sizes = [math.prod(shape) for shape in model.latent_shapes] if model.is_random else []
+        sizes = [math.prod(shape) for shape in model.latent_shapes] if model.num_codes is None else []
         self.moments = LatentMoments(*sizes, device=device) if sizes else None
 
     def add(
         self,
+        z: Tensor,
         codes: Tensor | None,
         posterior: Posterior | None,
         prior: LatentDistribution | None,
         streams: list[Generator],
     ) -> None:
-        """A batch of images. `streams`: one for each, from which latents are drawn to know their variance."""
+        """A batch of images. z: the latents that it was encoded to. `streams`: one for each image, from which latents
+        are drawn to know their variance.
+        """
         if self.codes is not None and codes is not None:
             self.codes.update(codes)
-        if self.moments is not None and posterior is not None and prior is not None:
+        if self.moments is None:
+            return
+        if posterior is not None and prior is not None:
             self.moments.observe(posterior, prior, streams)
+        else:
+            self.moments.update(z.flatten(1), torch.zeros_like(z.flatten(1)))
 
-    def report(self) -> OverallHealth | LatentHealth | None:
-        """Of the windows of all processes together; None if the latent is neither discrete nor random."""
+    def report(self) -> OverallHealth | LatentHealth:
+        """Of the windows of all processes together."""
         if self.codes is not None:
             self.codes.all_reduce()
             return overall_health(self.codes.report())
-        if self.moments is not None:
-            self.moments.all_reduce()
-            return self.moments.report(self.standard_normal_prior)
-        return None
+        assert self.moments is not None  # a latent is discrete or continuous
+        self.moments.all_reduce()
+        return self.moments.report(self.standard_normal_prior)
 
 
-def figures_of(health: OverallHealth | LatentHealth | None) -> dict[str, float]:
+def figures_of(health: OverallHealth | LatentHealth) -> dict[str, float]:
     """What a validation reports; of codes on several levels also the figures of each, coarse to fine."""
     match health:
         case OverallHealth():
@@ -61,13 +66,11 @@ def figures_of(health: OverallHealth | LatentHealth | None) -> dict[str, float]:
             return figures
         case LatentHealth():
             return {"active_units": float(health.active_units)}
-        case None:
-            return {}
 
 
-def collapse_in_words(health: OverallHealth | LatentHealth | None, was_collapsed: bool) -> str | None:
+def collapse_in_words(health: OverallHealth | LatentHealth, was_collapsed: bool) -> str | None:
     """What to say when a latent has collapsed, with what to do about it, and when it is used again; else None."""
-    if health is None or (health.verdict == "collapsed") == was_collapsed:
+    if (health.verdict == "collapsed") == was_collapsed:
         return None
     what = "codebook" if isinstance(health, OverallHealth) else "latent"
     if was_collapsed:

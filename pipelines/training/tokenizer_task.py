@@ -24,6 +24,8 @@ from pipelines.training.task import Models, TensorBatch
 from pipelines.training.validation import block_size, mean_figures, own_rows, readable_images
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderPhase, ObjectiveConfig, evaluate
 
+GUARDED = "guarded kl "
+
 
 class TokenizerTask:
     """An autoencoder, trained on the images of `data`. `card` is published with the weights.
@@ -76,9 +78,11 @@ class TokenizerTask:
         yield from training_loader(self.images, self.seed, size, steps, rank, world, start_step)
 
     def validate(self, models: Models, collective: Collective) -> dict[str, float]:
-        """The terms and the objective of each image, from one pass of the encoder; bounds, as `tokenizer.evaluate`."""
-        model = autoencoder(models)
-        usage = LatentUsage(model, collective.device)
+        """The terms and the objective, from one pass of the encoder; bounds, as `tokenizer.evaluate`. Weights are those
+        of the last step, a guard's allowances are for the mean over all images.
+        """
+        model, step = autoencoder(models), last_step(self.training)
+        usage, guard, weights = LatentUsage(model, collective.device), self.objective.kl_guard, self.objective.weights
 
         def blocks() -> Iterator[dict[str, Tensor]]:
             size = block_size(self.training)
@@ -86,15 +90,20 @@ class TokenizerTask:
                 images = batch.image.to(collective.device)
                 streams = [posterior_stream(self.seed, row.key) for row in batch.metadata]
                 labels = labels_for(model, batch)
-                found = evaluate(model, images, self.objective, self.training.steps, streams, labels)
-                usage.add(found.codes, found.posterior, found.latent_prior, streams)
-                yield found.figures
+                found = evaluate(model, images, self.objective, step, streams, labels)
+                usage.add(found.z, found.codes, found.posterior, found.latent_prior, streams)
+                groups = () if found.guarded_kl is None else found.guarded_kl.unbind(1)
+                yield found.figures | {f"{GUARDED}{i}": kl for i, kl in enumerate(groups)}
 
-        figures = mean_figures(blocks(), collective)
+        means = mean_figures(blocks(), collective)
+        figures = {name: mean for name, mean in means.items() if not name.startswith(GUARDED)}
+        if guard is not None:
+            groups = torch.tensor([mean for name, mean in means.items() if name.startswith(GUARDED)])
+            figures["loss"] += weights["kl"].at(step) * guard.penalty(groups, step).item() / model.dims
         health = usage.report()
         if collective.is_first and (change := collapse_in_words(health, self.collapsed)):
             say(f"smalti: {change}")
-        self.collapsed = health is not None and health.verdict == "collapsed"
+        self.collapsed = health.verdict == "collapsed"
         return figures | figures_of(health)
 
     def publish(self, models: Models, folder: Path) -> None:
@@ -124,7 +133,12 @@ class TokenizerTask:
 
 def unseen_terms(objective: ObjectiveConfig, training: TokenizerTrainingConfig) -> list[str]:
     """The terms of regularizers and discriminator that count at the step whose weights validation takes, the last."""
-    return [name for name in objective.latent_terms if objective.weights[name].at(training.steps) > 0]
+    return [name for name in objective.latent_terms if objective.weights[name].at(last_step(training)) > 0]
+
+
+def last_step(training: TokenizerTrainingConfig) -> int:
+    """One more may begin the next cycle of a schedule."""
+    return training.steps - 1
 
 
 def label_names(model: AutoencoderConfig, *splits: ImageDataset) -> tuple[str, ...] | None:

@@ -42,6 +42,11 @@ def ramp(steps):
     return {"kind": "linear", "start": 0, "end": 1, "steps": steps}
 
 
+def cycles(start, end):
+    """Cycles of which the last ends with the training."""
+    return {"kind": "cyclical", "start": start, "end": end, "period": 50}
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_shipped_recipe_needs_no_advice(path):
     recipe = load_recipe(path)
@@ -55,6 +60,7 @@ def test_a_shipped_recipe_needs_no_advice(path):
         ({"weights": {"nll": 1, "kl": 1 / 256}}, {}, "about 1 over the 256 numbers of an image"),
         ({"weights": {"nll": 256, "kl": 1}}, {}, "about 1 over the 256 numbers of an image"),
         ({"weights": {"nll": 1, "kl": 17}}, {}, "beta is rarely above 16"),
+        ({"weights": {"nll": 1, "kl": cycles(0, 17)}}, {}, "beta is rarely above 16"),
         ({"weights": {"nll": 0.01, "kl": 1}}, {}, "beta is rarely above 16"),
         ({"weights": {"nll": 1, "kl": ramp(101)}}, {}, "ends at step 100 with 0.99 in place of 1"),
         ({}, {"bottleneck": {"kind": "gaussian", "dim": 256}}, "the latent has 256 numbers, the image 256"),
@@ -78,6 +84,7 @@ def test_a_mistake_has_its_line(objective, model, words):
         ({"weights": {"nll": 1, "kl": 16}}, {}),
         ({"weights": {"nll": 1, "kl": 0.02}}, {}),
         ({"weights": {"nll": 1, "kl": 0}}, {}),
+        ({"weights": {"nll": 1, "kl": cycles(1e-4, 1)}}, {}),
         ({"weights": {"nll": 1, "kl": ramp(100)}}, {}),
         ({"weights": {"nll": 1, "kl": 1000}, "kl_guard": {"kind": "capacity", "capacity": 3}}, {}),
         ({}, {"bottleneck": {"kind": "gaussian", "dim": 255}}),

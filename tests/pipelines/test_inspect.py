@@ -239,6 +239,14 @@ def test_the_latent_of_a_continuous_run_is_measured_on_its_validation_split(tiny
     assert torch.equal(of_model.latent_health.kl, found.latent_health.kl) and of_model.figure == tmp_path / "latent.png"
 
 
+def test_the_split_is_the_one_that_was_asked_for(tmp_path):
+    run = run_of(write_vae(tmp_path / "model"), grey_data(train=10, validation=30, test=7), tmp_path / "run")
+    for folder in (run, run / "best"):
+        assert inspect(folder, split="test").latent_health.images == 7
+        with pytest.raises(UserError, match="--split: found 'nonsense', expected one of"):
+            inspect(folder, split="nonsense")
+
+
 def test_a_latent_that_is_the_same_for_every_image_is_called_collapsed(tmp_path, capsys):
     folder = write_vae(tmp_path / "model")
     model = load_tokenizer(folder).model
@@ -255,7 +263,7 @@ def test_a_continuous_model_outside_of_its_run_says_what_is_missing(tiny_vae, ma
     assert "inspect its run" in inspect(tiny_vae).notes[0]
     plain = make_tokenizer(tmp_path / "model", {"kind": "deterministic", "dim": 4})
     found = inspect(run_of(plain, make_data(train=10, validation=5, test=1), tmp_path / "run"))
-    assert "the latent of a deterministic bottleneck is not random" in found.notes
+    assert found.latent_health.images == 5 and found.latent_health.kl is None
     gone = run_of(tiny_vae, grey_data(train=10, validation=5, test=1), tmp_path / "gone")
     recipe = (gone / "recipe.yaml").read_text()
     (gone / "recipe.yaml").write_text(recipe.replace("kind: shapes", "kind: gone"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+import pipelines.traverse as command
 from pipelines.base.errors import UserError
 from pipelines.base.image_grids import to_uint8
 from pipelines.data import open_images
@@ -14,7 +15,7 @@ from pipelines.evaluate.chosen_images import choose_images
 from pipelines.evaluate.latent_window import latent_window
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.traverse import TraversalRequest, traversal, traverse
-from tests.pipelines.conftest import grey_data
+from tests.pipelines.conftest import grey_data, write_vae
 
 DATA = grey_data(train=8, test=30)
 
@@ -56,8 +57,6 @@ def test_named_units_are_sorted_by_their_kl_and_labelled_with_it(model, health):
     found = traversal(model, health, None, TraversalRequest(latents=(0, 3, 1)))
     assert found.units == sorted((0, 1, 3), key=lambda unit: -health.kl[unit].item())
     assert found.labels[0] == f"z{found.units[0]}  KL {health.kl[found.units[0]]:.2f}"
-    with pytest.raises(UserError, match="--latents: found 5, expected 0 to 4"):
-        traversal(model, health, None, TraversalRequest(latents=(5,)))
 
 
 def test_it_is_drawn_once(tiny_vae, tmp_path, capsys):
@@ -73,11 +72,32 @@ def test_it_is_drawn_once(tiny_vae, tmp_path, capsys):
         traverse(tiny_vae, DATA, output, TraversalRequest(row=2, steps=4))
 
 
-@pytest.mark.parametrize(
-    ("bottleneck", "message"),
-    [({"kind": "vq", "num_codes": 8, "dim": 4}, "has codes"), ({"kind": "deterministic", "dim": 4}, "is not random")],
-)
-def test_a_latent_without_a_range_is_refused(make_tokenizer, make_data, tmp_path, bottleneck, message):
-    folder = make_tokenizer(tmp_path / "t", bottleneck)
-    with pytest.raises(UserError, match=message):
-        traverse(folder, make_data(train=8, test=5), tmp_path / "out", TraversalRequest())
+def test_what_cannot_be_traversed_is_refused_before_an_image_is_encoded(
+    tiny_vae, tmp_path, make_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(command, "latent_window", None)
+    with pytest.raises(UserError, match="--latents: found 5, expected 0 to 4"):
+        traverse(tiny_vae, DATA, tmp_path / "out", TraversalRequest(latents=(1, 5)))
+    with pytest.raises(UserError, match="row 30: the split has 30 images"):
+        traverse(tiny_vae, DATA, tmp_path / "out", TraversalRequest(row=30))
+    codes = make_tokenizer(tmp_path / "t", {"kind": "vq", "num_codes": 8, "dim": 4})
+    with pytest.raises(UserError, match="has codes"):
+        traverse(codes, DATA, tmp_path / "out", TraversalRequest())
+
+
+def test_a_latent_that_is_not_random_moves_within_the_range_of_its_images(make_tokenizer, make_data, tmp_path):
+    folder = make_tokenizer(tmp_path / "t", {"kind": "deterministic", "dim": 4})
+    output = traverse(folder, make_data(train=8, test=5), tmp_path / "out", TraversalRequest(steps=3, row=0))
+    values = torch.tensor(json.loads((output / "traversal.json").read_text())["values"])
+    assert (values.diff(dim=1) > 0).all()
+
+
+def test_a_model_that_needs_labels_begins_at_an_image(tmp_path):
+    classes = tuple(open_images(DATA, "test").classes or ())
+    for dropout in (0.0, 0.1):
+        condition = {"kind": "film", "num_classes": len(classes), "dim": 4, "dropout": dropout}
+        folder = write_vae(tmp_path / f"t{dropout}", classes=classes, condition=condition)
+        traverse(folder, DATA, tmp_path / f"row{dropout}", TraversalRequest(row=0, steps=3))
+    traverse(folder, DATA, tmp_path / "none", TraversalRequest(steps=3))
+    with pytest.raises(UserError, match=r"--row: missing; .* decodes by label"):
+        traverse(tmp_path / "t0.0", DATA, tmp_path / "out", TraversalRequest(steps=3))

@@ -296,6 +296,16 @@ def test_a_level_whose_posterior_is_its_prior_is_collapsed_whatever_the_prior_of
     assert health.levels[0].kl is not None and health.levels[0].kl > 1
 
 
+def test_a_top_level_that_is_far_from_its_prior_but_alike_for_all_images_is_collapsed():
+    """What free bits of each level can be satisfied with."""
+    top, below = torch.full((100, 2), 3.0), torch.randn(100, 3)
+    moments = LatentMoments(2, 3)
+    kl = torch.tensor([4.5, 4.5, 2.0, 2.0, 2.0]).expand(100, 5)
+    moments.update(torch.cat((top, below), 1), torch.ones(100, 5), kl)
+    assert moments.report(standard_normal_prior=True).reason.startswith("level 1 of 2, from the top: 0 of 2 units")
+    assert moments.report(standard_normal_prior=True).levels[1].verdict == "healthy"
+
+
 def test_levels_that_are_not_those_of_the_window_are_refused():
     posterior = DiagonalGaussian(torch.zeros(3, 4, 1, 1), torch.zeros(3, 4, 1, 1))
     with pytest.raises(ValueError, match="found 1 levels of the latent, expected 2"):
@@ -311,6 +321,13 @@ def test_a_deterministic_latent_has_moments():
     mean = torch.randn(100, 3)
     health = health_of(mean, torch.zeros(100, 3), kl=False)
     assert torch.allclose(health.aggregate_variance.float(), mean.var(0, correction=0))
+    assert health.verdict == "healthy" and health.active_units == 3
+
+
+@pytest.mark.parametrize("scale", [0.01, 5.0])
+def test_a_deterministic_latent_is_active_at_any_scale_and_weak_away_from_the_prior(scale):
+    health = health_of(scale * torch.randn(100, 3), torch.zeros(100, 3), kl=False)
+    assert health.active_units == 3 and health.verdict == "weak" and "nats a unit from the prior" in health.reason
 
 
 def test_report_is_plain_json():

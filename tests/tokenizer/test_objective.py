@@ -6,8 +6,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from tests.tokenizer.members import examples, of_latent_prior
 from tokenizer import Autoencoder, AutoencoderConfig, AutoencoderOutput, AutoencoderPhase, ObjectiveConfig
 from tokenizer.bottlenecks import BottleneckOutput
+from tokenizer.latent_priors import LatentPriorConfig
 from tokenizer.likelihoods import NormalConfig, build_likelihood
 from tokenizer.objective import combine, image_loss, importance_bound, perplexity
 from tokenizer.posteriors import DiagonalGaussian
@@ -209,6 +211,23 @@ def test_a_top_level_whose_kl_is_sampled_has_no_guard(guard, top):
     model = Autoencoder(AutoencoderConfig.model_validate(config))
     with pytest.raises(ValueError, match="kl_guard: the KL has no closed form"):
         AutoencoderPhase(model, guarded(guard))
+
+
+LEARNED = {kind: prior for kind, prior in examples(LatentPriorConfig).items() if kind != "standard_normal"}
+
+
+@pytest.mark.parametrize("latent_prior", LEARNED.values(), ids=LEARNED)
+def test_a_prior_that_nothing_would_train_is_refused(latent_prior):
+    config = vae().config.model_dump() | {"backbone": {"kind": "mlp", "widths": [4]}} | of_latent_prior(latent_prior)
+    model = Autoencoder(AutoencoderConfig.model_validate(config))
+    phase_of(model, nll=1, kl={"kind": "linear", "start": 0, "end": 1, "steps": 9})
+    with pytest.raises(ValueError, match=r"weights\.kl: found 0 at every step, but the latent prior"):
+        phase_of(model, nll=1, kl=0)
+
+
+def test_a_guard_of_a_kl_that_does_not_count_is_refused():
+    with pytest.raises(ValueError, match=r"kl_guard: found one where weights\.kl is 0"):
+        AutoencoderPhase(vae(), guarded({"kind": "capacity", "capacity": 3}, weights={"nll": 1, "kl": 0}))
 
 
 def test_a_guard_takes_the_place_of_the_kl_in_the_loss():

@@ -16,8 +16,9 @@ class Recipe(BaseModel):
 
 
 @every_member
-def test_no_value_is_below_the_lowest(schedule):
-    assert min(schedule.at(step) for step in range(60)) == schedule.lowest
+def test_no_value_is_below_the_lowest_or_above_the_highest(schedule):
+    values = [schedule.at(step) for step in range(60)]
+    assert (min(values), max(values)) == (schedule.lowest, schedule.highest)
 
 
 @every_member
