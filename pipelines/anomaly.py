@@ -18,7 +18,8 @@ from pipelines.base.progress import say
 from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.anomaly_scores import SCORES, area_under_curve, scores_csv
 from pipelines.evaluate.held_out import identity_of, open_held_out
-from pipelines.evaluate.image_likelihood import measure_images
+from pipelines.evaluate.image_likelihood import measure_images, pixels_are_known
+from pipelines.evaluate.model_report import meaning_of
 from pipelines.evaluate.row_figures import FOLDER, OWNED, RowFigures, remove_unfinished
 from pipelines.evaluate.value_figure import draw_histograms
 from pipelines.models.checkpoint import LoadedTokenizer, load_tokenizer
@@ -90,13 +91,20 @@ def score_anomalies(
             write_json(output / "request.json", identity)
         found = _measure(tokenizer, images, request, output, accelerator)
         foreign = [row.label in labels for row in found] if labels else None
+        names = [images.classes] * len(found)
         if others is not None:
             strange = _measure(tokenizer, others, request, output / FOREIGN, accelerator)
             foreign = [*(foreign or [False] * len(found)), *[True] * len(strange)]
-            found += strange
-        report = {"request": identity, **_report(found, foreign)}
+            found, names = found + strange, names + [others.classes] * len(strange)
+        sides = [("the images", images), *([("the foreign images", others)] if others is not None else [])]
+        notes = [
+            f"{side}: {meaning_of(tokenizer.model, False)}"
+            for side, data in sides
+            if not pixels_are_known(tokenizer.model, data)
+        ]
+        report = {"request": identity, **_report(found, foreign), "notes": notes}
         if accelerator.is_main_process:
-            _write(output, report, found, foreign, images.classes)
+            _write(output, report, found, foreign, names)
         wait_for_all(accelerator)
     return report
 
@@ -106,7 +114,7 @@ def foreign_labels(images: ImageDataset, wanted: Sequence[Label]) -> set[int]:
     count = None if images.classes is None else len(images.classes)
     if wanted and count is None:
         raise UserError("--foreign: the data has no labels; expected --foreign-data")
-    return {label_number(label, count, images.classes, "data set") for label in wanted}
+    return {label_number(label, count, images.classes, "data set", "--foreign") for label in wanted}
 
 
 def _measure(
@@ -141,9 +149,9 @@ def _write(
     report: dict[str, Any],
     found: Sequence[RowFigures],
     foreign: Sequence[bool] | None,
-    classes: Sequence[str] | None,
+    names: Sequence[Sequence[str] | None],
 ) -> None:
-    write_text(output / "scores.csv", scores_csv(found, foreign, classes))
+    write_text(output / "scores.csv", scores_csv(found, foreign, names))
     kinds = foreign or [False] * len(found)
     readable = [(row.figures, kind) for row, kind in zip(found, kinds, strict=True) if row.figures]
     best = next(name for name in reversed(SCORES) if name in readable[0][0])
@@ -158,3 +166,5 @@ def _write(
     if (output / FOREIGN).is_dir():
         (output / FOREIGN).rmdir()
     say(f"{output}: {report['images']:,} images scored; {title}")
+    for note in report["notes"]:
+        say(f"smalti: {note}")

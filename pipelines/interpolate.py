@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import write_json
+from pipelines.base.errors import UserError
 from pipelines.base.image_grids import image_grid, save_animation, save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import say
@@ -68,6 +69,9 @@ def interpolate(
         return open_held_out(tokenizer, data, request.split, accelerator)
 
     chosen = choose_images(names, tokenizer.preprocess, rows)
+    if tokenizer.model.needs_labels and (chosen.label < 0).any():
+        nameless = names[int((chosen.label < 0).nonzero()[0])]
+        raise UserError(f"{nameless}: has no label, which {tokenizer.folder} needs; expected rows of labelled data")
     identity = identity_of(tokenizer, chosen.digest(), request, leave_out=("animation",))
     figures = ["interpolation.png", *(["interpolation.gif"] if request.animation else [])]
     if not overwrite and is_finished(output, "interpolation.json", identity, figures):

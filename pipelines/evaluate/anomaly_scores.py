@@ -24,14 +24,16 @@ def area_under_curve(scores: NDArray[np.float64], foreign: NDArray[np.bool_]) ->
     return float((ranks[foreign].sum() - count * (count + 1) / 2) / (count * others))
 
 
-def scores_csv(found: Sequence[RowFigures], foreign: Sequence[bool] | None, names: Sequence[str] | None) -> str:
-    """A table of the images that could be read; `names` are those of the classes."""
+def scores_csv(
+    found: Sequence[RowFigures], foreign: Sequence[bool] | None, names: Sequence[Sequence[str] | None]
+) -> str:
+    """A table of the images that could be read; `names` are those of the classes, for each image."""
     text, readable = StringIO(), [place for place, row in enumerate(found) if row.figures]
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["key", "label", "foreign", *found[readable[0]].figures])
     for place in readable:
-        row, label = found[place], found[place].label
-        title = "" if label is None else names[label] if names and label < len(names) else label
+        row, label, classes = found[place], found[place].label, names[place]
+        title = "" if label is None else classes[label] if classes and 0 <= label < len(classes) else label
         kind = "" if foreign is None else int(foreign[place])
         table.writerow([row.key, title, kind, *(f"{value:.6g}" for value in row.figures.values())])
     return text.getvalue()

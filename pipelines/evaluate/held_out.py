@@ -38,12 +38,17 @@ def open_held_out(
 
 
 def check_classes(tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
-    """Labels mean what they meant in training. Data without labels is used without.
+    """Labels mean what they meant in training. Data without labels is used without, by a model that has learned to.
 
     Raises:
-        UserError: the data has other classes than the model's condition.
+        UserError: the data has other classes than the model's condition, or none and the model needs them.
     """
     found = tuple(images.classes or ())
+    if not found and tokenizer.model.needs_labels:
+        raise UserError(
+            f"data: has no labels; the tokenizer was trained with labels, {_shown(tokenizer.classes or ())}, and "
+            "model.condition.dropout=0, so it knows no image without one; expected images with the same labels"
+        )
     if tokenizer.classes is not None and found and found != tokenizer.classes:
         raise UserError(
             f"data: the classes are {_shown(found)}; the tokenizer was trained with the labels "

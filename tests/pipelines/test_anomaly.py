@@ -9,10 +9,12 @@ from PIL import Image
 
 from pipelines.anomaly import AnomalyRequest, score_anomalies
 from pipelines.base.errors import UserError
-from pipelines.data import open_images
+from pipelines.data import DataConfig, open_images
 from pipelines.evaluate import image_likelihood
 from pipelines.evaluate.anomaly_scores import area_under_curve
+from pipelines.evaluate.model_report import meaning_of
 from pipelines.evaluate_model import EvaluationRequest, evaluate_model
+from pipelines.models.checkpoint import load_tokenizer
 from tests.pipelines.conftest import grey_data
 
 DATA = grey_data(train=8, test=40)
@@ -72,7 +74,22 @@ def test_another_data_set_is_foreign(tiny_vae, tmp_path):
     report = score_anomalies(tiny_vae, DATA, tmp_path, FEW, noise)
     assert (report["images"], report["foreign"]) == (55, 25)
     assert [row["foreign"] for row in scores(tmp_path)] == ["0"] * 30 + ["1"] * 25
+    assert report["notes"] == ["the foreign images: " + meaning_of(load_tokenizer(tiny_vae).model, False)]
     assert not (tmp_path / "foreign").exists() and not (tmp_path / "unfinished").exists()
+
+
+def test_each_data_set_has_its_own_names(tiny_vae, tmp_path):
+    folder = tmp_path / "images"
+    for name in ("dog", "cat"):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (16, 16), 80 * i).save(folder / name / f"{i}.png")
+    preprocess = {"mode": "L", "size": 16}
+    source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(folder)}}
+    pets = DataConfig.model_validate({"source": source, "preprocess": preprocess, "test_fraction": 0.5})
+    score_anomalies(tiny_vae, DATA, tmp_path / "out", FEW, pets)
+    names = {kind: {row["label"] for row in scores(tmp_path / "out") if row["foreign"] == kind} for kind in "01"}
+    assert names["1"] <= {"dog", "cat"} and names["0"] <= set(open_images(DATA, "test").classes or ())
 
 
 def test_codes_are_scored_by_the_error_of_the_reconstruction(tiny_tokenizer, make_data, tmp_path):
@@ -108,5 +125,5 @@ def test_a_finished_one_is_left_alone_a_killed_one_continues_and_another_one_is_
 
 
 def test_a_label_that_the_data_does_not_have_is_named(tiny_vae, tmp_path):
-    with pytest.raises(UserError, match="label: found 'dog'"):
+    with pytest.raises(UserError, match="--foreign: found 'dog'"):
         score_anomalies(tiny_vae, DATA, tmp_path / "out", AnomalyRequest(foreign=("dog",)))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipelines.base.errors import UserError
-from pipelines.data import open_images
+from pipelines.data import DataConfig, open_images
 from pipelines.evaluate import image_likelihood
 from pipelines.evaluate.disentanglement import disentanglement
 from pipelines.evaluate.image_likelihood import images_per_pass, mean_of
@@ -143,8 +143,26 @@ def test_a_latent_that_is_not_random_has_a_reconstruction_and_no_likelihood(
         expected = model(images).terms["nll"].mean().item()
     assert report["figures"].keys() == {"reconstruction_nll", "psnr"}
     assert report["figures"]["reconstruction_nll"]["mean"] == pytest.approx(expected, rel=1e-5)
-    assert report["latent_health"] is None and report["draws"] is None and report["notes"]
-    assert (report["codebook"] is not None) == (bottleneck["kind"] == "vq")
+    assert report["draws"] is None and report["notes"]
+    discrete = bottleneck["kind"] == "vq"
+    assert (report["codebook"] is not None) == discrete and (report["latent_health"] is None) == discrete
+
+
+def test_images_without_labels_are_refused_by_a_model_that_needs_them(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("L", (16, 16), 60 * i).save(tmp_path / "images" / f"{i}.png")
+    source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(tmp_path / "images")}}
+    content = {"source": source, "preprocess": {"mode": "L", "size": 16}, "test_fraction": 0.5}
+    data = DataConfig.model_validate(content | {"binarize": {"method": "threshold"}})
+    for dropout in (0.1, 0.0):
+        condition = {"kind": "film", "num_classes": 2, "dim": 4, "dropout": dropout}
+        folder = write_vae(tmp_path / f"t{dropout}", classes=("a", "b"), condition=condition)
+        if dropout:
+            evaluate_model(folder, data, tmp_path / "out", FEW)
+            continue
+        with pytest.raises(UserError, match="data: has no labels; the tokenizer was trained with labels, a, b, and"):
+            evaluate_model(folder, data, tmp_path / "refused", FEW)
 
 
 def test_a_condition_is_given_to_the_model(tmp_path):

@@ -117,3 +117,17 @@ def test_a_file_that_is_no_image_is_named(tiny_vae, tmp_path):
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(UserError, match="cannot be read as an image"):
         interpolate(tiny_vae, None, tmp_path / "out", InterpolationRequest(pairs=((str(tmp_path / "a.png"),) * 2,)))
+
+
+def test_a_file_has_no_label_for_a_model_that_needs_one(tmp_path):
+    classes = tuple(open_images(DATA, "test").classes or ())
+    save_png(tmp_path / "image.png", open_images(DATA, "test").read_batch([0]).image[0])
+    request = InterpolationRequest(pairs=(("0", str(tmp_path / "image.png")),))
+    for dropout in (0.1, 0.0):
+        condition = {"kind": "film", "num_classes": len(classes), "dim": 4, "dropout": dropout}
+        folder = write_vae(tmp_path / f"t{dropout}", classes=classes, condition=condition)
+        if dropout:
+            interpolate(folder, DATA, tmp_path / "out", request)
+            continue
+        with pytest.raises(UserError, match=r"image\.png: has no label, which .* needs"):
+            interpolate(folder, DATA, tmp_path / "refused", request)
