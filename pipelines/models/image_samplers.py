@@ -92,6 +92,8 @@ def open_sampler(
         if candidates is not None:
             raise UserError(f"{folder}: candidates are those of a prior over tokens; expected an image pipeline")
         return LatentSampler(folder, device, options)
+    if not any(path.is_file() for path in pipelines) and (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: no model was saved yet, or no pipeline finished; rerun the command that writes it")
     return TokenSampler(find_image_pipeline(folder), device, options, candidates)
 
 

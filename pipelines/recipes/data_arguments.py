@@ -77,5 +77,6 @@ def _data_block(path: Path) -> DataConfig:
     if content.get("kind") == "pipeline":
         content, key = read_part(path, content.get("tokenizer")), "tokenizer.data"
     if not isinstance(content, dict) or "data" not in content:
-        raise UserError(f"{path}: {key}: missing; expected a block as in a tokenizer recipe")
+        kind = f", but this is one of a {content['kind']}" if isinstance(content, dict) and "kind" in content else ""
+        raise UserError(f"{path}: {key}: missing; expected a block as in a tokenizer recipe{kind}")
     return validate(DataConfig, content["data"], f"{path}: {key}")

@@ -14,6 +14,7 @@ from pipelines.evaluate.chosen_images import choose_images
 from pipelines.evaluate.latent_paths import linear_path, spherical_path
 from pipelines.interpolate import InterpolationRequest, interpolate, interpolated
 from pipelines.models.checkpoint import load_tokenizer
+from pipelines.recipes.data_arguments import data_of
 from tests.pipelines.conftest import grey_data, write_vae
 
 DATA = grey_data(train=8, test=9)
@@ -131,3 +132,9 @@ def test_a_file_has_no_label_for_a_model_that_needs_one(tmp_path):
             continue
         with pytest.raises(UserError, match=r"image\.png: has no label, which .* needs"):
             interpolate(folder, DATA, tmp_path / "refused", request)
+
+
+def test_the_run_of_a_prior_has_no_images(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("kind: prior\ntokens: tokens\n")
+    with pytest.raises(UserError, match=r"data: missing; .* but this is one of a prior"):
+        data_of(None, tmp_path)

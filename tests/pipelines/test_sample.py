@@ -344,3 +344,9 @@ def test_a_latent_prior_refuses_what_it_does_not_know(tiny_vae, tmp_path, reques
 def test_a_tokenizer_with_codes_has_no_prior_of_its_own(tiny_tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"tokenizer with codes \(vq\)"):
         sample(tiny_tokenizer, tmp_path / "s")
+
+
+def test_a_run_without_a_model_is_said_to_have_none(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("kind: tokenizer\n")
+    with pytest.raises(UserError, match="no model was saved yet"):
+        sample(tmp_path, tmp_path / "s", SampleRequest(num_images=1))
