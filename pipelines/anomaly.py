@@ -72,7 +72,9 @@ def score_anomalies(
     target.check(overwrite)
     tokenizer = load_tokenizer(find_tokenizer(folder), accelerator.device)
     images = open_held_out(tokenizer, data, request.split, accelerator)
-    others = None if foreign_data is None else open_held_out(tokenizer, foreign_data, request.split, accelerator)
+    others = None
+    if foreign_data is not None:
+        others = open_held_out(tokenizer, foreign_data, request.split, accelerator, "--foreign-data")
     labels = foreign_labels(images, request.foreign)
     digests = [source_digest(data, images)]
     if foreign_data is not None and others is not None:

@@ -266,7 +266,10 @@ def traverse(
     output: Output,
     data: Data = None,
     split: Split = "test",
-    row: Annotated[int | None, typer.Option(min=0, help="the image to start from [the mean of all latents]")] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(min=0, help="the image to start from [the mean of all latents, where labels do not count]"),
+    ] = None,
     span: Annotated[
         float, typer.Option("--range", min=0.01, max=1000, help="how far each way, in standard deviations")
     ] = 3.0,

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from pipelines.base import distributed
 from pipelines.base.atomic_files import write_json
-from pipelines.base.errors import UserError
 from pipelines.base.image_grids import image_grid, save_animation, save_grid, to_uint8
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import say
 from pipelines.data import DataConfig, Split
-from pipelines.evaluate.chosen_images import ChosenImages, choose_images
+from pipelines.evaluate.chosen_images import ChosenImages, check_labels, choose_images
 from pipelines.evaluate.finished_figures import is_finished
 from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.latent_paths import linear_path, spherical_path
@@ -69,9 +68,7 @@ def interpolate(
         return open_held_out(tokenizer, data, request.split, accelerator)
 
     chosen = choose_images(names, tokenizer.preprocess, rows)
-    if tokenizer.model.needs_labels and (chosen.label < 0).any():
-        nameless = names[int((chosen.label < 0).nonzero()[0])]
-        raise UserError(f"{nameless}: has no label, which {tokenizer.folder} needs; expected rows of labelled data")
+    check_labels(tokenizer.model, chosen, names)
     identity = identity_of(tokenizer, chosen.digest(), request, leave_out=("animation",))
     figures = ["interpolation.png", *(["interpolation.gif"] if request.animation else [])]
     if not overwrite and is_finished(output, "interpolation.json", identity, figures):

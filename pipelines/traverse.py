@@ -16,7 +16,7 @@ from pipelines.base.image_grids import image_grid, save_animation, save_grid, to
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.progress import say
 from pipelines.data import DataConfig, ImageDataset, Split
-from pipelines.evaluate.chosen_images import ChosenImages, choose_images
+from pipelines.evaluate.chosen_images import ChosenImages, check_labels, choose_images
 from pipelines.evaluate.finished_figures import is_finished
 from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.latent_window import latent_window
@@ -82,6 +82,7 @@ def traverse(
     start = None
     if request.row is not None:
         start = choose_images([str(request.row)], tokenizer.preprocess, lambda: images)
+        check_labels(tokenizer.model, start, [str(request.row)])
     health = _health(tokenizer, images, request, accelerator)
     found = traversal(tokenizer.model, health, start, request)
     with target.begin(True, accelerator):

@@ -126,8 +126,11 @@ class Autoencoder(nn.Module):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it takes labels, and training has left none out: what it makes of an image without one is chance."""
-        return self.config.condition is not None and self.config.condition.dropout == 0
+        """Whether it takes labels and has seen no image without one: what it makes of such an image is chance."""
+        if self.condition is None or self.condition.config.dropout:
+            return False
+        # Untrained, the embedding of "no label" is zero. The learned images of a VampPrior train it in the encoder.
+        return self.config.latent_prior.kind == "vamp" or not self.condition.embedding.weight[-1].any()
 
     @property
     def dims(self) -> int:

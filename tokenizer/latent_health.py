@@ -23,6 +23,7 @@ COLLAPSED_ACTIVE = 0.05
 COLLAPSED_KL = 1.0  # nats an image; below, an image's latent hardly tells it from e others
 WEAK_ACTIVE = 0.10
 WEAK_AGGREGATE_KL = 0.5  # nats, mean over active units; a standard deviation of 1.7, or a mean of 1, has as much
+ROUNDING = 1e-8  # of squares, relative: about that of float32
 DRAWS = 8  # of each posterior, to estimate its variance; over a window of images the error is far below 1 %
 MAX_JOINT = 2048  # units; of more no covariance is kept, and the total correlation is not known
 
@@ -201,11 +202,13 @@ class LatentMoments:
         covariance = (self.deviation / self.images).cpu()
         mean, within = self.mean.cpu(), self.variance.cpu()
         mean_variance = covariance.diagonal().clone() if self.joint else covariance
-        variance = mean_variance + within
+        variance = (mean_variance + within).clamp_min(1e-30)  # 0 of a constant unit, where nothing is random
         aggregate_kl = gaussian_kl(mean, variance.log())
         top, below = slice(self.sizes[0]), slice(self.sizes[0], None)
-        spread = mean_variance / variance.clamp_min(1e-300)
-        if standard_normal_prior and self.variance.any():
+        spread = mean_variance / variance
+        if not within.any():  # not random: a unit is active at any scale, if it moves by more than rounding
+            spread[mean_variance < ROUNDING * (mean.square() + mean_variance.max())] = 0
+        elif standard_normal_prior:
             spread[top] = mean_variance[top]
         active, kl = spread > ACTIVE_VARIANCE, self.kl.cpu()
         active[below] = kl[below] > ACTIVE_KL

@@ -180,7 +180,7 @@ class AutoencoderPhase(nn.Module):
             _refuse_options_of_random_latents(objective, model.config.bottleneck.kind)
         out = _probe(model, objective)
         check_weights(objective.weights, {*out.terms, *out.batch_terms, *objective.latent_terms})
-        _check_kl_is_weighed(objective, model.config.latent_prior.kind)
+        _check_kl_is_weighed(objective, model)
         if objective.kl_guard:
             _check_guard(objective.kl_guard, out, model.latent_shapes)
         if objective.latent_terms:
@@ -256,12 +256,14 @@ def _refuse_options_of_random_latents(objective: ObjectiveConfig, kind: str) -> 
             raise ValueError(f"{name}: found {found}, expected {expected}: the latent of a {kind} model is not random")
 
 
-def _check_kl_is_weighed(objective: ObjectiveConfig, prior: str) -> None:
+def _check_kl_is_weighed(objective: ObjectiveConfig, model: Autoencoder) -> None:
     """Raises ValueError when nothing counts the KL, though a prior learns from it or a guard stands in its place."""
     if "kl" not in objective.weights or objective.weights["kl"].highest > 0:
         return
-    if prior != "standard_normal":
-        raise ValueError(f"weights.kl: found 0 at every step, but the latent prior, {prior}, learns from the KL alone")
+    prior, levels = model.config.latent_prior.kind, len(model.latent_shapes)
+    if prior != "standard_normal" or levels > 1:
+        name = prior if levels == 1 else f"{prior} above {levels - 1} levels"
+        raise ValueError(f"weights.kl: found 0 at every step, but the latent prior, {name}, learns from the KL alone")
     if objective.kl_guard is not None:
         raise ValueError("kl_guard: found one where weights.kl is 0 at every step, so that it has no effect")
 

@@ -14,6 +14,7 @@ from pipelines.data import ImageDataset, Preprocess
 from pipelines.data.dataset import Example, Unreadable
 from pipelines.data.image_files import DECODE_ERRORS, open_image, reason
 from pipelines.data.preprocess import prepare_image
+from tokenizer import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ def choose_images(
     labels = [-1 if each.label is None else each.label for each in found]
     image = torch.stack([each.image for each in found])
     return ChosenImages(image, torch.tensor(labels), tuple(each.text for each in found))
+
+
+def check_labels(model: Autoencoder, chosen: ChosenImages, names: Sequence[str]) -> None:
+    """Raises UserError for an image without a label, which this model needs."""
+    for name, label in zip(names, chosen.label.tolist(), strict=True):
+        if model.needs_labels and label < 0:
+            what = f"row {name}" if is_row(name) else name
+            raise UserError(f"{what}: has no label, and the model knows no image without one; expected a labelled row")
 
 
 def is_row(name: str) -> bool:

@@ -24,20 +24,24 @@ def identity_of(
 
 
 def open_held_out(
-    tokenizer: LoadedTokenizer, data: DataConfig, split: Split, accelerator: Accelerator | None = None
+    tokenizer: LoadedTokenizer,
+    data: DataConfig,
+    split: Split,
+    accelerator: Accelerator | None = None,
+    name: str = "data",
 ) -> ImageDataset:
-    """A split, prepared as the tokenizer was trained; downloaded once.
+    """A split, prepared as the tokenizer was trained; downloaded once. Messages call the data `name`.
 
     Raises:
         UserError: as `open_images`; or the labels mean something else than they did in training.
     """
     with first_process(accelerator):
         images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), split)
-    check_classes(tokenizer, images)
+    check_classes(tokenizer, images, name)
     return images
 
 
-def check_classes(tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
+def check_classes(tokenizer: LoadedTokenizer, images: ImageDataset, name: str = "data") -> None:
     """Labels mean what they meant in training. Data without labels is used without, by a model that has learned to.
 
     Raises:
@@ -46,12 +50,12 @@ def check_classes(tokenizer: LoadedTokenizer, images: ImageDataset) -> None:
     found = tuple(images.classes or ())
     if not found and tokenizer.model.needs_labels:
         raise UserError(
-            f"data: has no labels; the tokenizer was trained with labels, {_shown(tokenizer.classes or ())}, and "
-            "model.condition.dropout=0, so it knows no image without one; expected images with the same labels"
+            f"{name}: has no labels; the tokenizer was trained on images with labels only, "
+            f"{_shown(tokenizer.classes or ())}, and without model.condition.dropout; expected the same labels"
         )
     if tokenizer.classes is not None and found and found != tokenizer.classes:
         raise UserError(
-            f"data: the classes are {_shown(found)}; the tokenizer was trained with the labels "
+            f"{name}: the classes are {_shown(found)}; the tokenizer was trained with the labels "
             f"{_shown(tokenizer.classes)}"
         )
 

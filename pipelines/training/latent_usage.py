@@ -9,10 +9,9 @@ from tokenizer import Autoencoder, LevelUsage, OverallHealth, overall_health
 from tokenizer.latent_health import LatentHealth, LatentMoments
 from tokenizer.latents import LatentDistribution, Posterior
 
-ADVICE = {
-    OverallHealth: "See model.bottleneck.dead_code_threshold and a lower learning rate",
-    LatentHealth: "See objective.kl_guard, and a weight of kl that is smaller or rises slowly",
-}
+ADVICE_ON_CODES = "See model.bottleneck.dead_code_threshold and a lower learning rate"
+ADVICE_ON_POSTERIORS = "See objective.kl_guard, and a weight of kl that is smaller or rises slowly"
+ADVICE_ON_LATENTS = "See a lower learning rate, and smaller weights of what shapes the latent"
 
 
 class LatentUsage:
@@ -72,7 +71,10 @@ def collapse_in_words(health: OverallHealth | LatentHealth, was_collapsed: bool)
     """What to say when a latent has collapsed, with what to do about it, and when it is used again; else None."""
     if (health.verdict == "collapsed") == was_collapsed:
         return None
-    what = "codebook" if isinstance(health, OverallHealth) else "latent"
+    if isinstance(health, OverallHealth):
+        what, advice = "codebook", ADVICE_ON_CODES
+    else:  # a latent that is not random has no KL
+        what, advice = "latent", ADVICE_ON_LATENTS if health.levels[0].kl is None else ADVICE_ON_POSTERIORS
     if was_collapsed:
         return f"the {what} is used again: {health.reason}"
-    return f"the {what} has collapsed: {health.reason}. {ADVICE[type(health)]}"
+    return f"the {what} has collapsed: {health.reason}. {advice}"

@@ -161,7 +161,7 @@ def test_images_without_labels_are_refused_by_a_model_that_needs_them(tmp_path):
         if dropout:
             evaluate_model(folder, data, tmp_path / "out", FEW)
             continue
-        with pytest.raises(UserError, match="data: has no labels; the tokenizer was trained with labels, a, b, and"):
+        with pytest.raises(UserError, match=r"data: has no labels; .* images with labels only, a, b, and"):
             evaluate_model(folder, data, tmp_path / "refused", FEW)
 
 

@@ -328,3 +328,32 @@ def test_a_left_out_label_is_left_out_of_encoder_decoder_and_prior_alike():
 def test_a_conditional_latent_prior_needs_a_condition():
     with pytest.raises(ValidationError, match=r"latent_prior\.conditional: found true without labels"):
         build(None, latent_prior=CONDITIONAL_FLOW)
+
+
+@pytest.mark.parametrize(
+    ("prior", "dropout", "trained", "needs"),
+    [
+        ("standard_normal", 0.0, False, True),
+        ("standard_normal", 0.0, True, False),
+        ("standard_normal", 0.1, False, False),
+        ("vamp", 0.0, True, True),
+    ],
+)
+def test_a_model_that_saw_no_image_without_a_label_needs_labels(prior, dropout, trained, needs):
+    """Of partly labelled data the embedding of "no label" learns; a VampPrior trains it in the encoder alone."""
+    content = {
+        "image_size": 8,
+        "channels": 1,
+        "backbone": {"kind": "mlp", "widths": [4]},
+        "condition": {"kind": "film", "num_classes": 3, "dropout": dropout},
+        "bottleneck": {"kind": "gaussian", "dim": 2},
+        "latent_prior": {"kind": prior},
+        "likelihood": {"kind": "bernoulli"},
+    }
+    model = Autoencoder(AutoencoderConfig.model_validate(content))
+    assert model.condition is not None
+    if trained:
+        torch.nn.init.ones_(model.condition.embedding.weight[-1])
+    assert model.needs_labels is needs
+    content["condition"] = None
+    assert not Autoencoder(AutoencoderConfig.model_validate(content)).needs_labels

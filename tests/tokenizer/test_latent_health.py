@@ -296,6 +296,16 @@ def test_a_level_whose_posterior_is_its_prior_is_collapsed_whatever_the_prior_of
     assert health.levels[0].kl is not None and health.levels[0].kl > 1
 
 
+def test_a_deterministic_unit_that_moves_by_rounding_only_is_not_active_and_its_figures_are_numbers():
+    mean = torch.stack([torch.randn(100), torch.full((100,), 3.0), 3 + 1e-7 * torch.randn(100)], 1)
+    health = health_of(mean, torch.zeros(100, 3), kl=False)
+    assert health.active.tolist() == [True, False, False] and health.verdict == "healthy"
+    json.dumps(health.as_dict(), allow_nan=False)
+    constant = health_of(torch.ones(100, 3), torch.zeros(100, 3), kl=False)
+    assert constant.verdict == "collapsed" and constant.reason.startswith("0 of 3 units active")
+    json.dumps(constant.as_dict(), allow_nan=False)
+
+
 def test_a_top_level_that_is_far_from_its_prior_but_alike_for_all_images_is_collapsed():
     """What free bits of each level can be satisfied with."""
     top, below = torch.full((100, 2), 3.0), torch.randn(100, 3)

@@ -225,6 +225,14 @@ def test_a_prior_that_nothing_would_train_is_refused(latent_prior):
         phase_of(model, nll=1, kl=0)
 
 
+def test_the_priors_below_the_top_of_a_hierarchy_learn_from_the_kl_too():
+    config = vae().config.model_dump() | {"bottleneck": {"kind": "ladder", "dims": [2, 2], "width": 3}}
+    model = Autoencoder(AutoencoderConfig.model_validate(config | {"backbone": {"kind": "mlp", "widths": [4]}}))
+    phase_of(model, nll=1, kl=1)
+    with pytest.raises(ValueError, match=r"the latent prior, standard_normal above 1 levels, learns"):
+        phase_of(model, nll=1, kl=0)
+
+
 def test_a_guard_of_a_kl_that_does_not_count_is_refused():
     with pytest.raises(ValueError, match=r"kl_guard: found one where weights\.kl is 0"):
         AutoencoderPhase(vae(), guarded({"kind": "capacity", "capacity": 3}, weights={"nll": 1, "kl": 0}))
