@@ -348,7 +348,7 @@ class InMemory:
         self.shape = (channels, height, width)
 
     def pixels(self, rows: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
-        return self.images[rows]
+        return self.images.index_select(0, rows)  # rows are copied whole, not pixel by pixel
 
 
 def _in_memory(source: Torchvision, targets: Int64[Tensor, " n"]) -> InMemory | None:
