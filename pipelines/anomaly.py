@@ -15,7 +15,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import say
-from pipelines.data import DataConfig, ImageDataset, Split
+from pipelines.data import DataConfig, ImageDataset, Split, own_split
 from pipelines.evaluate.anomaly_scores import SCORES, area_under_curve, scores_csv
 from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.image_likelihood import measure_images, pixels_are_known
@@ -27,6 +27,7 @@ from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.models.labels import Label, label_number
 from pipelines.tokens.encoding_spec import source_digest
 
+FOREIGN_DATA = "--foreign-data"
 FOREIGN = "foreign"  # inside of the output, while the images of `foreign_data` are measured
 ANOMALY = OutputKind(
     "anomaly scores",
@@ -36,7 +37,8 @@ ANOMALY = OutputKind(
 
 
 class AnomalyRequest(BaseModel):
-    """The first `max_images` images of a split (None: all), and of the foreign data if there is any.
+    """The first `max_images` images of a split (None: all), and of the foreign data if there is any: of its split, or
+    of all its images where that would be empty.
 
     `draws`: latents that bound the likelihood of each image. `foreign`: labels of images that are to stand out.
     """
@@ -74,7 +76,9 @@ def score_anomalies(
     images = open_held_out(tokenizer, data, request.split, accelerator)
     others = None
     if foreign_data is not None:
-        others = open_held_out(tokenizer, foreign_data, request.split, accelerator, "--foreign-data")
+        others = open_held_out(
+            tokenizer, foreign_data, own_split(foreign_data, request.split), accelerator, FOREIGN_DATA
+        )
     labels = foreign_labels(images, request.foreign)
     digests = [source_digest(data, images)]
     if foreign_data is not None and others is not None:
@@ -115,7 +119,7 @@ def foreign_labels(images: ImageDataset, wanted: Sequence[Label]) -> set[int]:
     """The numbers of the classes. UserError for one that the data does not have."""
     count = None if images.classes is None else len(images.classes)
     if wanted and count is None:
-        raise UserError("--foreign: the data has no labels; expected --foreign-data")
+        raise UserError(f"--foreign: the data has no labels; expected {FOREIGN_DATA}")
     return {label_number(label, count, images.classes, "data set", "--foreign") for label in wanted}
 
 

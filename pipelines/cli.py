@@ -304,7 +304,7 @@ def anomaly(
     data: Data = None,
     split: Split = "test",
     foreign: Annotated[list[str] | None, typer.Option(help="label of foreign images; may be repeated")] = None,
-    foreign_data: Annotated[str | None, typer.Option(help="foreign images: as --data")] = None,
+    foreign_data: Annotated[str | None, typer.Option(help="foreign images: as --data, but all of a folder")] = None,
     draws: Draws = 100,
     max_images: MaxImages = None,
     batch_size: BatchSize = 64,
@@ -324,7 +324,7 @@ def anomaly(
         foreign=tuple(foreign or ()),
         batch_size=batch_size,
     )
-    others = None if foreign_data is None else data_of(foreign_data, model)
+    others = None if foreign_data is None else data_of(foreign_data, model, whole=True)
     score_anomalies(model, data_of(data, model), output, request, others, overwrite)
 
 

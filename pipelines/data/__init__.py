@@ -40,6 +40,7 @@ __all__ = [
     "batch_indices",
     "open_images",
     "ordered_batches",
+    "own_split",
     "training_loader",
 ]
 
@@ -117,6 +118,13 @@ def open_images(config: DataConfig, split: Split) -> ImageDataset:
     else:
         dataset.check_readable()
     return dataset
+
+
+def own_split(config: DataConfig, split: Split) -> Split:
+    """`split` where it has rows: of its own, or a share of the training rows. Otherwise "train", all there are."""
+    splits = open_splits(config.source, config.preprocess.size, config.max_pixels)
+    share = config.validation_fraction if split == "validation" else config.test_fraction
+    return split if share or splits.find(split) is not None else "train"
 
 
 def _find(config: DataConfig, split: Split) -> tuple[ImageSource, RowNumbers | None]:

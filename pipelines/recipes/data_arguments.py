@@ -16,11 +16,12 @@ from pipelines.models.image_pipeline_folder import find_tokenizer
 from pipelines.recipes.pipeline import read_part
 
 
-def data_of(argument: str | None, tokenizer: str | Path) -> DataConfig:
+def data_of(argument: str | None, tokenizer: str | Path, whole: bool = False) -> DataConfig:
     """The images that a command reads: `--data FILE.yaml` (its `data` block, of a pipeline its tokenizer's), `--data
     FOLDER` of images, or, without `--data`, those that the tokenizer's run was trained on.
 
-    `tokenizer` is a run or model folder, an image pipeline, or the output of `smalti run`.
+    `tokenizer` is a run or model folder, an image pipeline, or the output of `smalti run`. `whole`: a folder without
+    splits of its own is not divided.
 
     Raises:
         UserError: there is no such file or folder, or the tokenizer does not stand in its run.
@@ -35,7 +36,8 @@ def data_of(argument: str | None, tokenizer: str | Path) -> DataConfig:
     if path.is_dir():
         preprocess = tokenizer_config(tokenizer).preprocess
         source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(path)}}
-        return validate(DataConfig, {"source": source, "preprocess": preprocess.model_dump()}, path)
+        shares = {"validation_fraction": 0, "test_fraction": 0} if whole else {}
+        return validate(DataConfig, {"source": source, "preprocess": preprocess.model_dump(), **shares}, path)
     return _data_block(find_recipe(path))
 
 

@@ -9,12 +9,13 @@ from PIL import Image
 
 from pipelines.anomaly import AnomalyRequest, score_anomalies
 from pipelines.base.errors import UserError
-from pipelines.data import DataConfig, open_images
+from pipelines.data import open_images
 from pipelines.evaluate import image_likelihood
 from pipelines.evaluate.anomaly_scores import area_under_curve
 from pipelines.evaluate.model_report import meaning_of
 from pipelines.evaluate_model import EvaluationRequest, evaluate_model
 from pipelines.models.checkpoint import load_tokenizer
+from pipelines.recipes.data_arguments import data_of
 from tests.pipelines.conftest import grey_data
 
 DATA = grey_data(train=8, test=40)
@@ -84,12 +85,10 @@ def test_each_data_set_has_its_own_names(tiny_vae, tmp_path):
         (folder / name).mkdir(parents=True)
         for i in range(3):
             Image.new("L", (16, 16), 80 * i).save(folder / name / f"{i}.png")
-    preprocess = {"mode": "L", "size": 16}
-    source = {"kind": "huggingface", "path": "imagefolder", "arguments": {"data_dir": str(folder)}}
-    pets = DataConfig.model_validate({"source": source, "preprocess": preprocess, "test_fraction": 0.5})
-    score_anomalies(tiny_vae, DATA, tmp_path / "out", FEW, pets)
+    pets = data_of(str(folder), tiny_vae, whole=True)
+    assert score_anomalies(tiny_vae, DATA, tmp_path / "out", FEW, pets)["foreign"] == 6  # the whole folder
     names = {kind: {row["label"] for row in scores(tmp_path / "out") if row["foreign"] == kind} for kind in "01"}
-    assert names["1"] <= {"dog", "cat"} and names["0"] <= set(open_images(DATA, "test").classes or ())
+    assert names["1"] == {"dog", "cat"} and names["0"] <= set(open_images(DATA, "test").classes or ())
 
 
 def test_codes_are_scored_by_the_error_of_the_reconstruction(tiny_tokenizer, make_data, tmp_path):
