@@ -53,7 +53,7 @@ def test_a_tokenizer_is_measured_shown_and_sampled(name, tmp_path):
     assert ("nll" in found[0].figures) == model.is_random
     window = latent_window(model, IMAGES, range(6), 4)
     assert window.means is not None and len(window.means) == 6 and window.rows == list(range(6))
-    assert (window.health is None) == (not model.is_random and model.num_codes is None)
+    assert isinstance(window.health, LatentHealth) == (model.num_codes is None)
     chosen = choose_images(["0", "1"], PREPROCESS, lambda: IMAGES)
     assert interpolated(model, chosen, InterpolationRequest(pairs=(("0", "1"),), steps=3)).shape == (1, 3, 3, 8, 8)
     if isinstance(window.health, LatentHealth):
