@@ -15,7 +15,7 @@ from pipelines.base.errors import UserError
 from pipelines.base.output_folder import OutputFolder, OutputKind
 from pipelines.base.process_store import wait_for_all
 from pipelines.base.progress import say
-from pipelines.data import DataConfig, ImageDataset, Split, own_split
+from pipelines.data import DataConfig, ImageDataset, Split
 from pipelines.evaluate.anomaly_scores import SCORES, area_under_curve, scores_csv
 from pipelines.evaluate.held_out import identity_of, open_held_out
 from pipelines.evaluate.image_likelihood import measure_images, pixels_are_known
@@ -76,9 +76,7 @@ def score_anomalies(
     images = open_held_out(tokenizer, data, request.split, accelerator)
     others = None
     if foreign_data is not None:
-        others = open_held_out(
-            tokenizer, foreign_data, own_split(foreign_data, request.split), accelerator, FOREIGN_DATA
-        )
+        others = open_held_out(tokenizer, foreign_data, request.split, accelerator, FOREIGN_DATA, or_all=True)
     labels = foreign_labels(images, request.foreign)
     digests = [source_digest(data, images)]
     if foreign_data is not None and others is not None:
@@ -102,11 +100,10 @@ def score_anomalies(
             strange = _measure(tokenizer, others, request, output / FOREIGN, accelerator)
             foreign = [*(foreign or [False] * len(found)), *[True] * len(strange)]
             found, names = found + strange, names + [others.classes] * len(strange)
-        sides = [("the images", images), *([("the foreign images", others)] if others is not None else [])]
         notes = [
-            f"{side}: {meaning_of(tokenizer.model, False)}"
-            for side, data in sides
-            if not pixels_are_known(tokenizer.model, data)
+            f"{name}: {meaning_of(tokenizer.model, False)}"
+            for name, shown in (("the images", images), ("the foreign images", others))
+            if shown is not None and not pixels_are_known(tokenizer.model, shown)
         ]
         report = {"request": identity, **_report(found, foreign), "notes": notes}
         if accelerator.is_main_process:

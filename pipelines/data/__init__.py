@@ -40,7 +40,6 @@ __all__ = [
     "batch_indices",
     "open_images",
     "ordered_batches",
-    "own_split",
     "training_loader",
 ]
 
@@ -100,14 +99,14 @@ def open_splits(config: SourceConfig, size: int, max_pixels: int) -> ImageSplits
             return HuggingFaceSplits(config, max_pixels)
 
 
-def open_images(config: DataConfig, split: Split) -> ImageDataset:
-    """Open one split of the data of a recipe.
+def open_images(config: DataConfig, split: Split, or_all: bool = False) -> ImageDataset:
+    """Open one split of the data of a recipe. `or_all`: all training rows where it has none, not even a share of them.
 
     Raises:
         UserError: the data, a column or the split is missing, nothing is in it, or none of its images can be read (with
             on_unreadable: refuse: some image cannot be read).
     """
-    source, rows = _find(config, split)
+    source, rows = _find(config, split, or_all)
     if not (len(source) if rows is None else len(rows)):
         raise UserError(f"data: the {split} split of {source.provenance} is empty")
     augment = config.augment if split == "train" else Augment()
@@ -120,14 +119,7 @@ def open_images(config: DataConfig, split: Split) -> ImageDataset:
     return dataset
 
 
-def own_split(config: DataConfig, split: Split) -> Split:
-    """`split` where it has rows: of its own, or a share of the training rows. Otherwise "train", all there are."""
-    splits = open_splits(config.source, config.preprocess.size, config.max_pixels)
-    share = config.validation_fraction if split == "validation" else config.test_fraction
-    return split if share or splits.find(split) is not None else "train"
-
-
-def _find(config: DataConfig, split: Split) -> tuple[ImageSource, RowNumbers | None]:
+def _find(config: DataConfig, split: Split, or_all: bool) -> tuple[ImageSource, RowNumbers | None]:
     """The source to read from, and which of its rows belong to the split (None: all)."""
     splits = open_splits(config.source, config.preprocess.size, config.max_pixels)
     if split != "train" and (native := splits.find(split)) is not None:
@@ -136,8 +128,10 @@ def _find(config: DataConfig, split: Split) -> tuple[ImageSource, RowNumbers | N
     missing: dict[Split, float] = {
         name: share for name, share in fractions.items() if share and (name == split or splits.find(name) is None)
     }
-    if split != "train" and split not in missing:
-        raise UserError(f"data: there is no {split} split, and data.{split}_fraction is 0")
     train = splits.find("train")
     assert train is not None
+    if split != "train" and split not in missing:
+        if or_all:
+            return train, None
+        raise UserError(f"data: there is no {split} split, and data.{split}_fraction is 0")
     return train, carve_split(len(train), missing, split) if missing else None

@@ -50,8 +50,10 @@ def choose_images(
 
 def check_labels(model: Autoencoder, chosen: ChosenImages, names: Sequence[str]) -> None:
     """Raises UserError for an image without a label, which this model needs."""
+    if not model.needs_labels:
+        return
     for name, label in zip(names, chosen.label.tolist(), strict=True):
-        if model.needs_labels and label < 0:
+        if label < 0:
             what = f"row {name}" if is_row(name) else name
             raise UserError(f"{what}: has no label, and the model knows no image without one; expected a labelled row")
 

@@ -29,14 +29,16 @@ def open_held_out(
     split: Split,
     accelerator: Accelerator | None = None,
     name: str = "data",
+    or_all: bool = False,
 ) -> ImageDataset:
-    """A split, prepared as the tokenizer was trained; downloaded once. Messages call the data `name`.
+    """A split, prepared as the tokenizer was trained; downloaded once. Messages call the data `name`. `or_all`: as in
+    `open_images`.
 
     Raises:
         UserError: as `open_images`; or the labels mean something else than they did in training.
     """
     with first_process(accelerator):
-        images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), split)
+        images = open_images(data.model_copy(update={"preprocess": tokenizer.preprocess}), split, or_all)
     check_classes(tokenizer, images, name)
     return images
 
