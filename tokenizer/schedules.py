@@ -26,14 +26,12 @@ class Constant(Options):
         return self.value
 
 
-class Linear(Options):
-    """`start` until step `begin`, then a straight line that reaches `end` after `steps` steps and stays there."""
+class _Ramp(Options):
+    """From `start` to `end`, beginning at step `begin`."""
 
-    kind: Literal["linear"] = "linear"
     start: float = Field(examples=[0.0])
     end: float = Field(examples=[1.0])
     begin: int = Field(default=0, ge=0)
-    steps: int = Field(gt=0, examples=[7])
 
     @property
     def lowest(self) -> float:
@@ -42,54 +40,39 @@ class Linear(Options):
     @property
     def highest(self) -> float:
         return max(self.start, self.end)
+
+
+class Linear(_Ramp):
+    """`start` until step `begin`, then a straight line that reaches `end` after `steps` steps and stays there."""
+
+    kind: Literal["linear"] = "linear"
+    steps: int = Field(gt=0, examples=[7])
 
     def at(self, step: int) -> float:
         return _between(self.start, self.end, _progress(step - self.begin, self.steps))
 
 
-class Cosine(Options):
+class Cosine(_Ramp):
     """As `Linear`, along half a cosine wave: flat at both ends."""
 
     kind: Literal["cosine"] = "cosine"
-    start: float = Field(examples=[0.0])
-    end: float = Field(examples=[1.0])
-    begin: int = Field(default=0, ge=0)
     steps: int = Field(gt=0, examples=[7])
-
-    @property
-    def lowest(self) -> float:
-        return min(self.start, self.end)
-
-    @property
-    def highest(self) -> float:
-        return max(self.start, self.end)
 
     def at(self, step: int) -> float:
         progress = _progress(step - self.begin, self.steps)
         return _between(self.start, self.end, (1 - math.cos(math.pi * progress)) / 2)
 
 
-class Cyclical(Options):
+class Cyclical(_Ramp):
     """In each period a ramp from `start` to `end`, then `end` (Fu et al. 2019, arXiv 1903.10145, eq. 6).
 
     `ramp` is the fraction of a period spent rising (R there); after `cycles` periods (None: never) it stays at `end`.
     """
 
     kind: Literal["cyclical"] = "cyclical"
-    start: float = Field(examples=[0.0])
-    end: float = Field(examples=[1.0])
-    begin: int = Field(default=0, ge=0)
     period: int = Field(gt=0, examples=[10])
     ramp: float = Field(default=0.5, gt=0, le=1)
     cycles: int | None = Field(default=None, gt=0, examples=[2])
-
-    @property
-    def lowest(self) -> float:
-        return min(self.start, self.end)
-
-    @property
-    def highest(self) -> float:
-        return max(self.start, self.end)
 
     def at(self, step: int) -> float:
         cycle, position = divmod(max(step - self.begin, 0), self.period)

@@ -74,6 +74,12 @@ def write_vae(folder: Path, seed: int = 0, classes: tuple[str, ...] | None = Non
     return folder
 
 
+def write_conditional_vae(folder: Path, classes: tuple[str, ...], dropout: float = 0.0) -> Path:
+    """`write_vae` with a condition on its classes."""
+    condition = {"kind": "film", "num_classes": len(classes), "dim": 4, "dropout": dropout}
+    return write_vae(folder, classes=classes, condition=condition)
+
+
 def grey_data(binarize: str | None = "threshold", **source) -> DataConfig:
     content = {"source": {"kind": "shapes", **source}, "preprocess": {"mode": "L", "size": 16}}
     return DataConfig.model_validate(content | ({"binarize": {"method": binarize}} if binarize else {}))

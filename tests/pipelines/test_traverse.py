@@ -15,7 +15,7 @@ from pipelines.evaluate.chosen_images import choose_images
 from pipelines.evaluate.latent_window import latent_window
 from pipelines.models.checkpoint import load_tokenizer
 from pipelines.traverse import TraversalRequest, traversal, traverse
-from tests.pipelines.conftest import grey_data, write_vae
+from tests.pipelines.conftest import grey_data, write_conditional_vae
 
 DATA = grey_data(train=8, test=30)
 
@@ -94,10 +94,10 @@ def test_a_latent_that_is_not_random_moves_within_the_range_of_its_images(make_t
 
 def test_a_model_that_needs_labels_begins_at_an_image(tmp_path):
     classes = tuple(open_images(DATA, "test").classes or ())
-    for dropout in (0.0, 0.1):
-        condition = {"kind": "film", "num_classes": len(classes), "dim": 4, "dropout": dropout}
-        folder = write_vae(tmp_path / f"t{dropout}", classes=classes, condition=condition)
-        traverse(folder, DATA, tmp_path / f"row{dropout}", TraversalRequest(row=0, steps=3))
-    traverse(folder, DATA, tmp_path / "none", TraversalRequest(steps=3))
+    needs = write_conditional_vae(tmp_path / "needs", classes)
+    learned = write_conditional_vae(tmp_path / "learned", classes, dropout=0.1)
+    for folder in (needs, learned):
+        traverse(folder, DATA, tmp_path / f"{folder.name}_row", TraversalRequest(row=0, steps=3))
+    traverse(learned, DATA, tmp_path / "none", TraversalRequest(steps=3))
     with pytest.raises(UserError, match=r"--row: missing; .* decodes by label"):
-        traverse(tmp_path / "t0.0", DATA, tmp_path / "out", TraversalRequest(steps=3))
+        traverse(needs, DATA, tmp_path / "out", TraversalRequest(steps=3))
